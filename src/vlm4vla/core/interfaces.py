@@ -1,0 +1,102 @@
+"""The protocols where packages meet. Read this first.
+
+Protocols with tensors live beside their users: `backbones.backbone.Backbone`, `policies.heads.ActionHead`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+
+from vlm4vla.core.actions import ActionSpec
+from vlm4vla.core.types import Demonstration, EpisodeSpec, Observation, Step
+
+
+@runtime_checkable
+class DemonstrationSource(Protocol):
+    """Expert episodes by index."""
+
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+        ...
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """The meaning of every demonstration's actions."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any demonstration would."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        ...
+
+    def __getitem__(self, index: int) -> Demonstration:
+        """One episode; its frames may decode lazily."""
+        ...
+
+
+@runtime_checkable
+class ChunkPredictor(Protocol):
+    """Observations in, action chunks out. Local, remote, scripted and replayed policies look the same."""
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """The meaning of the actions it returns."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk."""
+        ...
+
+    def predict_chunk(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch horizon 7"]:
+        """One chunk per observation; a row does not depend on its neighbours."""
+        ...
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One simulator, played one episode at a time."""
+
+    def reset(self, episode: EpisodeSpec) -> Observation:
+        """Build the episode's initial state; nothing of earlier episodes remains."""
+        ...
+
+    def step(self, action: Float32[np.ndarray, "7"]) -> Step:
+        """Carry out one action of the benchmark's convention."""
+        ...
+
+    def close(self) -> None:
+        """Free the simulator; the environment is unusable afterwards."""
+        ...
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """A fixed list of episodes and the environment that plays them."""
+
+    @property
+    def name(self) -> str:
+        """Carries its version, e.g. `tabletop-v1`: another version's numbers are not comparable."""
+        ...
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """The meaning of the actions its environments take."""
+        ...
+
+    def episodes(self) -> Sequence[EpisodeSpec]:
+        """All episodes, in reporting order, with unique ids."""
+        ...
+
+    def make_environment(self) -> Environment:
+        """A fresh environment; called in the process that will step it."""
+        ...

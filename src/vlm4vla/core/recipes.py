@@ -1,0 +1,185 @@
+"""Recipes: what is trained on what, and how it is scored, as frozen values with a fingerprint.
+
+Functions that return them live in `studies.presets`; whatever can change a result is a field here, whatever
+cannot (worker count, folders, progress display) is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from vlm4vla.core.errors import RecipeError, unknown_name
+
+Recipe = TypeVar("Recipe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationRecipe:
+    """Which demonstrations to train on."""
+
+    source: str = "tabletop"
+    episodes: int = 1600
+    """How many to make or to read; 0 reads all."""
+    tasks: tuple[str, ...] = ()
+    """Empty: every task of the source."""
+    looks: tuple[str, ...] = ("A", "B", "C")
+    image_size: int = 64
+    """Side of the square frames as stored, in pixels."""
+    held_out: float = 0.05
+    """Share of the episodes whose loss is measured and never trained on."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRecipe:
+    """A backbone, how it is prompted, and the head on it. Defaults are the paper's (3.2, A.2, Table 9)."""
+
+    backbone: str
+    """A registry name, a hub id or a folder."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    image_size: int = 224
+    """Every image is first brought to this square size, then to the VLM's own (Paper 3.3)."""
+    prompt: Literal["long", "short"] = "long"
+    """Qwen's scheme 1 or 2 (Paper A.2.3); other families have one prompt."""
+    horizon: int = 10
+    """Actions per chunk."""
+    head: str = "mlp"
+    head_trunk: int | None = None
+    """Width after the query feature; None: half the hidden size, as the reference does."""
+    head_width: int = 1024
+    """Width of the trunk's output and of the bodies' first layer."""
+    head_body: tuple[int, ...] = (1024, 512, 256)
+    query_init: Literal["normal", "zeros"] = "normal"
+    """The reference uses zeros, which lets the query dominate a clipped gradient."""
+    freeze: tuple[Literal["vision", "projector", "word_embedding", "language"], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRecipe:
+    """How a policy is trained. Defaults are the paper's CALVIN setting (A.2.1)."""
+
+    steps: int = 30_000
+    batch_size: int = 128
+    """Global: over all processes and accumulated micro-batches."""
+    micro_batch_size: int = 0
+    """Samples per forward pass and process; 0: the whole share of a process at once."""
+    learning_rate: float = 2e-5
+    warmup_steps: int = 2058
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    pose_weight: float = 1.0
+    gripper_weight: float = 1.0
+    """Paper Eq. 1: 1; the released code: 0.01."""
+    huber_delta: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecipe:
+    """Which episodes score a policy, and how many actions of each chunk are carried out."""
+
+    benchmark: str = "tabletop"
+    look: str = "D"
+    tasks: tuple[str, ...] = ()
+    episodes_per_task: int = 50
+    execute: int = 10
+    """How many of a chunk's actions are carried out before the next prediction."""
+    image_size: int = 64
+    """Side of the square frames that the benchmark renders; the same as the demonstrations'."""
+    seed: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One row of a study: train once, evaluate in one or more ways."""
+
+    name: str
+    policy: PolicyRecipe
+    demonstrations: DemonstrationRecipe
+    train: TrainRecipe
+    evaluations: tuple[EvaluationRecipe, ...]
+
+
+def to_json(recipe: Any) -> dict[str, Any]:
+    """A recipe as a JSON object (tuples become lists)."""
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(recipe))))
+
+
+def from_json(kind: type[Recipe], data: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """The inverse of `to_json`, strict: unknown or missing fields and wrong types raise RecipeError naming them."""
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in data:
+        if name not in names:
+            raise RecipeError(f"{where}: {unknown_name('field', name, names)}")
+    values = {name: _read(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def override(recipe: Recipe, settings: Mapping[str, str], *, where: str = "recipe") -> Recipe:
+    """A copy with fields replaced from `name=value` strings as typed on a command line.
+
+    Values are read as JSON where that works, else as text; `a,b` makes a tuple field.
+    """
+    data = to_json(recipe)
+    hints = typing.get_type_hints(type(recipe))
+    for name, text in settings.items():
+        if name not in data:
+            raise RecipeError(f"{where}: {unknown_name('field', name, data)}")
+        data[name] = _parse(hints[name], text)
+    return from_json(type(recipe), data, where=where)
+
+
+def fingerprint(*recipes: Any) -> str:
+    """Twelve hexadecimal digits that change with any field of any of the recipes or JSON values."""
+    plain = [to_json(recipe) if dataclasses.is_dataclass(recipe) else recipe for recipe in recipes]
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _parse(hint: Any, text: str) -> Any:
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        return [_parse(inner, part) for part in text.split(",") if part]
+    if hint is str or typing.get_origin(hint) is Literal:
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_json(typing.cast(type[Any], hint), value, where=where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_read(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise RecipeError(f"{where}: {unknown_name('value', str(value), map(str, typing.get_args(hint)))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        return _read(next(arg for arg in typing.get_args(hint) if arg is not type(None)), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise RecipeError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    return value
