@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32
 
-from vlm4vla.core import rotations
 from vlm4vla.core.errors import ActionSpecMismatch
 
 ACTION_SIZE = 7
@@ -69,6 +68,8 @@ def convert(
         require_same(source, target, who="The actions and their new convention")
     converted = np.array(actions, dtype=np.float32, copy=True)
     if rotation_differs:
+        from vlm4vla.core import rotations  # scipy: half a second that only a conversion should cost
+
         change = (
             rotations.euler_xyz_to_axis_angle
             if target.rotation == "axis_angle"

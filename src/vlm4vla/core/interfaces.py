@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vlm4vla.core.actions import ActionSpec
-from vlm4vla.core.types import Demonstration, EpisodeSpec, Observation, Step
+from vlm4vla.core.types import BenchmarkRecipe, Demonstration, EpisodeSpec, Observation, Step
 
 
 @runtime_checkable
@@ -99,4 +99,8 @@ class Benchmark(Protocol):
 
     def make_environment(self) -> Environment:
         """A fresh environment; called in the process that will step it."""
+        ...
+
+    def recipe(self) -> BenchmarkRecipe:
+        """How a worker process constructs an equal benchmark."""
         ...
