@@ -5,14 +5,14 @@ Protocols with tensors live beside their users: `backbones.backbone.Backbone`, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
 from vlm4vla.core.actions import ActionSpec
-from vlm4vla.core.types import BenchmarkRecipe, Demonstration, EpisodeSpec, Observation, Step
+from vlm4vla.core.types import Demonstration, EpisodeSpec, Observation, Step
 
 
 @runtime_checkable
@@ -101,6 +101,6 @@ class Benchmark(Protocol):
         """A fresh environment; called in the process that will step it."""
         ...
 
-    def recipe(self) -> BenchmarkRecipe:
-        """How a worker process constructs an equal benchmark."""
+    def recipe(self) -> tuple[str, Mapping[str, Any]]:
+        """How a worker process constructs an equal benchmark: `module:callable` and its JSON keyword arguments."""
         ...

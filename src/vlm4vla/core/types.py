@@ -63,18 +63,6 @@ class EpisodeSpec:
     """What the environment needs to build the initial state; JSON values only."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkRecipe:
-    """How to construct a benchmark again, in a process that shares nothing with this one."""
-
-    factory: str
-    """`module:callable`, importable there."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Its keyword arguments; JSON values only."""
-    python: str | None = None
-    """The interpreter that has the simulator; None: this one."""
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """Result of one environment step."""
