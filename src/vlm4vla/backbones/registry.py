@@ -1,0 +1,65 @@
+"""Backbones by name: the tiny ones in this package and the paper's on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm4vla.core.errors import BackboneError, unknown_name
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneEntry:
+    """Where a VLM is."""
+
+    name: str
+    location: str
+    """A hub id or a folder."""
+    family: str | None = None
+    """None: found out from the checkpoint's config."""
+
+
+def _tiny(family: str) -> BackboneEntry:
+    return BackboneEntry(name=f"tiny-{family}", location=str(WEIGHTS / f"tiny-{family}"), family=family)
+
+
+BACKBONES: dict[str, BackboneEntry] = {
+    entry.name: entry
+    for entry in (
+        _tiny("qwen2.5-vl"),
+        _tiny("qwen3-vl"),
+        _tiny("qwen3-vl-moe"),
+        _tiny("paligemma-1"),
+        _tiny("paligemma-2"),
+        _tiny("kosmos-2"),
+        BackboneEntry(name="qwen2.5-vl-3b", location="Qwen/Qwen2.5-VL-3B-Instruct", family="qwen2.5-vl"),
+        BackboneEntry(name="qwen2.5-vl-7b", location="Qwen/Qwen2.5-VL-7B-Instruct", family="qwen2.5-vl"),
+        BackboneEntry(name="qwen3-vl-2b", location="Qwen/Qwen3-VL-2B-Instruct", family="qwen3-vl"),
+        BackboneEntry(name="qwen3-vl-4b", location="Qwen/Qwen3-VL-4B-Instruct", family="qwen3-vl"),
+        BackboneEntry(name="qwen3-vl-8b", location="Qwen/Qwen3-VL-8B-Instruct", family="qwen3-vl"),
+        BackboneEntry(name="qwen3-vl-30b-a3b", location="Qwen/Qwen3-VL-30B-A3B-Instruct", family="qwen3-vl-moe"),
+        BackboneEntry(name="paligemma-1-3b", location="google/paligemma-3b-pt-224", family="paligemma-1"),
+        BackboneEntry(name="paligemma-2-3b", location="google/paligemma2-3b-pt-224", family="paligemma-2"),
+        BackboneEntry(name="kosmos-2", location="microsoft/kosmos-2-patch14-224", family="kosmos-2"),
+    )
+}
+
+
+def resolve(name_or_folder: str | Path) -> BackboneEntry:
+    """The entry of a registered name, a checkpoint folder, or a hub id `organisation/name`.
+
+    Raises: RecipeError with the nearest names when it is none of these; BackboneError for a folder without config.
+    """
+    text = str(name_or_folder)
+    if text in BACKBONES:
+        return BACKBONES[text]
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BackboneError(f"{folder}: no config.json; a backbone folder is a Hugging Face checkpoint")
+        return BackboneEntry(name=folder.name, location=str(folder))
+    if text.count("/") == 1 and not text.startswith((".", "~", "/")):
+        return BackboneEntry(name=text, location=text)
+    raise unknown_name("backbone", text, BACKBONES)
