@@ -1,0 +1,76 @@
+# `make help` lists the targets. Every target works from nothing: it makes .venv first when that is missing or stale.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test quickstart bench clean
+
+STAMP := .venv/.installed
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet -c constraints.txt
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## .venv with exact versions of everything but the simulators (PYTHON=... picks the interpreter)
+	@echo "setup: ready; activate with: source .venv/bin/activate"
+
+check: $(STAMP) ## format, lint, types, import arrows, house rules and documents, line budget
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -p no:xdist tests/unit/test_house.py tests/unit/test_documents.py
+	@find src -name '*.py' -exec cat {} + | wc -l | awk '{ printf "package: %d lines (budget: about 10000)\n", $$1 }'
+	@find src -name '*.py' -exec wc -l {} + | awk '$$1 > 300 && $$2 != "total" { printf "  %d lines: %s (what noun hides in it?)\n", $$1, $$2 }'
+
+format: $(STAMP) ## rewrite the files as `make check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(STAMP) ## every test that needs neither a GPU, a network nor an external simulator
+	$(BIN)/pytest
+
+quickstart: $(STAMP) ## demonstrations, two VLMs, training, rollouts, report: runs/quickstart/report.html
+	$(BIN)/vlm4vla quickstart --out runs/quickstart
+
+bench: $(STAMP) ## speed and memory: every program in perf/, results in runs/bench/*.json
+	@mkdir -p runs/bench
+	@for program in perf/*.py; do \
+		name=$$(basename $$program .py); echo "== $$name"; \
+		$(BIN)/python $$program --json runs/bench/$$name.json || exit 1; \
+	done
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
+
+# A machine without an NVIDIA GPU takes torch's CPU build where an index that pip knows offers one (the version with
+# the local part "+cpu"), else the default build. Everything else is installed after it and finds torch satisfied.
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		python=""; \
+		for candidate in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+			if $$candidate -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+				>/dev/null 2>&1; then python=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then \
+			echo "setup: found no usable Python 3.11, 3.12 or 3.13 (tried: $(or $(PYTHON),python3.11 python3.12 python3.13 python3))." >&2; \
+			echo "Install one together with its venv module, or name it: make setup PYTHON=/path/to/python3.12" >&2; \
+			exit 1; \
+		fi; \
+		echo "setup: .venv with $$($$python --version)"; \
+		$$python -m venv --clear .venv; \
+	fi
+	@echo "setup: installing the versions in constraints.txt (minutes the first time)"
+	@$(PIP) --upgrade pip hatchling editables
+	@torch=$$(sed -n 's/^torch==//p' constraints.txt); \
+	if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then \
+		$(PIP) "torch==$$torch"; \
+	elif ! $(PIP) "torch==$$torch+cpu" >/dev/null 2>&1; then \
+		echo "setup: no index that pip knows offers a CPU build of torch $$torch; installing the default build."; \
+		echo "       On Linux it brings some GB of CUDA libraries. README, \"Installation\", says how to avoid that."; \
+		$(PIP) "torch==$$torch"; \
+	fi
+	@$(PIP) --no-build-isolation -e ".[dev]"
+	@touch $@
