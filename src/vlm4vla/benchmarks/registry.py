@@ -1,0 +1,79 @@
+"""Benchmarks by name, and how an evaluation recipe becomes one. Nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlm4vla.core.errors import RecipeError, unknown_name
+from vlm4vla.core.interfaces import Benchmark
+from vlm4vla.core.recipes import EvaluationRecipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkEntry:
+    """How a name becomes a benchmark."""
+
+    factory: str
+    """`module:callable`."""
+    arguments: Mapping[str, Any]
+    """What the name itself decides."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Argument of the factory -> field of EvaluationRecipe that fills it."""
+
+
+_TABLETOP = "vlm4vla.benchmarks.tabletop.benchmark:Tabletop"
+_TABLETOP_FIELDS = {
+    "tasks": "tasks",
+    "episodes_per_task": "episodes_per_task",
+    "seed": "seed",
+    "image_size": "image_size",
+}
+_CHAIN = "vlm4vla.benchmarks.tabletop.benchmark:TabletopChain"
+_CHAIN_FIELDS = {"episodes": "episodes_per_task", "seed": "seed", "image_size": "image_size"}
+
+BENCHMARKS: Mapping[str, BenchmarkEntry] = {
+    "tabletop-a": BenchmarkEntry(factory=_TABLETOP, arguments={"look": "A"}, fields=_TABLETOP_FIELDS),
+    "tabletop-d": BenchmarkEntry(factory=_TABLETOP, arguments={"look": "D"}, fields=_TABLETOP_FIELDS),
+    "tabletop-chain-a": BenchmarkEntry(factory=_CHAIN, arguments={"look": "A"}, fields=_CHAIN_FIELDS),
+    "tabletop-chain-d": BenchmarkEntry(factory=_CHAIN, arguments={"look": "D"}, fields=_CHAIN_FIELDS),
+}
+
+
+def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
+    """The benchmark of a recipe. A name `module:callable` is called with the recipe itself.
+
+    Raises: RecipeError for an unknown name, or for tasks chosen where the benchmark has no choice of tasks.
+    """
+    if ":" in recipe.benchmark:
+        made: Benchmark = load(recipe.benchmark)(recipe)
+        return made
+    if recipe.benchmark not in BENCHMARKS:
+        raise unknown_name("benchmark", recipe.benchmark, BENCHMARKS)
+    entry = BENCHMARKS[recipe.benchmark]
+    if recipe.tasks and "tasks" not in entry.fields.values():
+        raise RecipeError(
+            f"benchmark {recipe.benchmark!r} has no choice of tasks, the recipe asks for {', '.join(recipe.tasks)}; "
+            "leave tasks empty"
+        )
+    chosen = {argument: getattr(recipe, name) for argument, name in entry.fields.items()}
+    benchmark: Benchmark = load(entry.factory)(**entry.arguments, **chosen)
+    return benchmark
+
+
+def load(address: str) -> Any:
+    """What `module:name` names. Raises RecipeError when there is no such module or name."""
+    module, colon, name = address.partition(":")
+    if not (module and colon and name):
+        raise RecipeError(f"{address!r} is no address of the form module:name")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        # A module that exists but misses one of its own dependencies is another problem than a wrong address.
+        if error.name is None or not (module + ".").startswith(error.name + "."):
+            raise
+        raise RecipeError(f"{address!r}: there is no module {error.name!r}; is it on the Python path?") from error
+    except AttributeError as error:
+        raise RecipeError(f"{address!r}: {error}; it must be defined at the top level of the module") from error

@@ -1,0 +1,167 @@
+"""Demonstrations of the expert, noisy on the way and clean in the label, each a pure function of (seed, index)."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from vlm4vla.benchmarks.tabletop.benchmark import (
+    ACTION_SPEC,
+    VERSION,
+    TabletopEnvironment,
+    next_goal,
+    play_expert,
+    seed_of,
+    start_for,
+)
+from vlm4vla.benchmarks.tabletop.render import jitter, look_named
+from vlm4vla.benchmarks.tabletop.tasks import MAX_STEPS, Assignment, candidates, tasks_named
+from vlm4vla.core.errors import RecipeError, SimulatorError
+from vlm4vla.core.recipes import DemonstrationRecipe, fingerprint
+from vlm4vla.core.types import Demonstration, Goal
+
+NAME = f"tabletop-{VERSION}"
+SPEC = ACTION_SPEC
+_NOISE = 0.3
+"""Standard deviation of the executed motion's noise, as a share of its largest component."""
+_BUMP_PROBABILITY = 0.04
+_CONTINUED_SHARE = 0.25
+"""Of the demonstrations start where the expert has just reached another goal, as in a chain."""
+
+
+def demonstrations_fingerprint(recipe: DemonstrationRecipe) -> str:
+    """Changes with whatever would change a demonstration; the held-out share does not."""
+    return fingerprint(
+        NAME, recipe.episodes, list(recipe.tasks), list(recipe.looks), recipe.image_size, recipe.seed
+    )
+
+
+def generate_demonstrations(recipe: DemonstrationRecipe, *, processes: int = 1) -> Iterator[Demonstration]:
+    """`recipe.episodes` demonstrations, tasks taking turns, in an order that `processes` does not change.
+
+    Raises: RecipeError for unknown tasks or looks, or for zero episodes.
+    """
+    tasks_named(recipe.tasks)
+    for look in recipe.looks:
+        look_named(look)
+    if recipe.episodes <= 0 or not recipe.looks:
+        raise RecipeError("demonstrations of tabletop: `episodes` and `looks` must not be empty")
+    make = partial(_make_many, recipe)
+    spans = [range(i, min(i + 25, recipe.episodes)) for i in range(0, recipe.episodes, 25)]
+    if processes <= 1:
+        for span in spans:
+            yield from make(span)
+        return
+    # spawn, because a forked child would inherit the caller's threads
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for batch in pool.map(make, spans):
+            yield from batch
+
+
+def _make_many(recipe: DemonstrationRecipe, indices: range) -> list[Demonstration]:
+    environment = _environment(recipe.image_size)
+    return [make_demonstration(recipe, index, environment) for index in indices]
+
+
+_ENVIRONMENTS: dict[int, TabletopEnvironment] = {}
+
+
+def _environment(image_size: int) -> TabletopEnvironment:
+    """One per process and picture size: building the model costs more than a demonstration."""
+    if image_size not in _ENVIRONMENTS:
+        _ENVIRONMENTS[image_size] = TabletopEnvironment(image_size)
+    return _ENVIRONMENTS[image_size]
+
+
+def make_demonstration(
+    recipe: DemonstrationRecipe, index: int, environment: TabletopEnvironment
+) -> Demonstration:
+    """The demonstration with this index. Attempts that do not reach the goal are dropped and drawn again."""
+    tasks = tasks_named(recipe.tasks)
+    task = tasks[index % len(tasks)]
+    for attempt in range(50):
+        seed = seed_of(NAME, "demonstration", recipe.seed, index, attempt)
+        rng = np.random.default_rng(seed)
+        look = recipe.looks[int(rng.integers(len(recipe.looks)))]
+        started = _start(environment, task, look, rng)
+        if started is None:
+            continue
+        goal, assignment = started
+        recorded = _record(environment, goal, assignment, rng)
+        if recorded is not None:
+            images, actions = recorded
+            return Demonstration(
+                id=f"{recipe.seed}/{index:06d}",
+                instruction=goal.instruction,
+                task=task,
+                images=images,
+                actions=actions,
+                facts={"look": look, "seed": seed},
+            )
+    raise SimulatorError(f"the expert failed 50 times at demonstration {index} of task {task!r}")
+
+
+def _start(
+    environment: TabletopEnvironment, task: str, look: str, rng: np.random.Generator
+) -> tuple[Goal, Assignment] | None:
+    """Put the scene where the task makes sense: a fresh start, or just after another goal."""
+    colors = jitter(look_named(look), rng)
+    if rng.random() >= _CONTINUED_SHARE:
+        layout, assignment, goal = start_for(task, environment.scene, rng)
+        environment.begin(layout, colors)
+        return goal, assignment
+    before = next_goal_from_scratch(environment, rng, avoid=task)
+    environment.renderer.dress(colors)
+    if before is None or not play_expert(environment, before):
+        return None
+    options = candidates(task, environment.scene.state())
+    if not options:
+        return None
+    assignment = options[int(rng.integers(len(options)))]
+    return assignment.goal(rng), assignment
+
+
+def next_goal_from_scratch(
+    environment: TabletopEnvironment, rng: np.random.Generator, *, avoid: str
+) -> Assignment | None:
+    """A random start and a random goal in it that is not `avoid`."""
+    layout, _, _ = start_for("press", environment.scene, rng)
+    environment.scene.reset(layout)
+    return next_goal(environment.scene.state(), rng, avoid=(avoid,))
+
+
+def _record(
+    environment: TabletopEnvironment, goal: Goal, assignment: Assignment, rng: np.random.Generator
+) -> tuple[list[UInt8[np.ndarray, "size size 3"]], Float32[np.ndarray, "steps 7"]] | None:
+    environment.set_goals([goal], [assignment])
+    images: list[UInt8[np.ndarray, "size size 3"]] = []
+    actions: list[Float32[np.ndarray, "7"]] = []
+    bump = np.zeros(3)
+    bump_steps = 0
+    for _ in range(MAX_STEPS[goal.task]):
+        images.append(environment.renderer.image())
+        action = environment.expert()
+        actions.append(action)
+        if bump_steps == 0 and rng.random() < _BUMP_PROBABILITY:
+            bump, bump_steps = rng.uniform(-1, 1, size=3), int(rng.integers(1, 4))
+        executed = _disturbed(action, bump if bump_steps else None, rng)
+        bump_steps = max(0, bump_steps - 1)
+        if environment.advance(executed):
+            return images, np.stack(actions)
+    return None
+
+
+def _disturbed(
+    action: Float32[np.ndarray, "7"], bump: Float[np.ndarray, "3"] | None, rng: np.random.Generator
+) -> Float32[np.ndarray, "7"]:
+    executed = action.copy()
+    executed[:3] += _NOISE * np.abs(action[:3]).max() * rng.normal(size=3)
+    executed[5] += _NOISE * abs(action[5]) * rng.normal()
+    if bump is not None:
+        executed[:3] = bump
+    return executed
