@@ -14,11 +14,9 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vlm4vla.backbones import loading
 from vlm4vla.backbones.encoding import BackboneInputs, Encoder
-from vlm4vla.backbones.families import Family
 from vlm4vla.backbones.images import ImagePath, PatchLayout, nearest_allowed_size
 from vlm4vla.backbones.native import NativeInputs
 from vlm4vla.core.errors import BackboneError, unknown_name
@@ -36,23 +34,21 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        vlm: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        family: Family,
+        checkpoint: loading.Checkpoint,
         native: NativeInputs,
         encoder: Encoder,
         query: Float[Tensor, "1 hidden"],
     ) -> None:
         """Use `from_pretrained`."""
         super().__init__()
-        self.vlm = vlm
-        self.family = family
+        self.vlm = checkpoint.vlm
+        self.family = checkpoint.family
         self.encoder = encoder
         self.native = native
         self.query = nn.Parameter(query)
         self.hidden_size = query.shape[-1]
-        self._tokenizer = tokenizer
-        vlm.get_input_embeddings().register_forward_hook(self._write_query)
+        self._checkpoint = checkpoint
+        self.vlm.get_input_embeddings().register_forward_hook(self._write_query)
 
     @classmethod
     def from_pretrained(
@@ -82,9 +78,7 @@ class Backbone(nn.Module):
         query = torch.randn(1, hidden, generator=generator) * 0.02
         if query_init == "zeros":
             query = torch.zeros(1, hidden)
-        return cls(
-            checkpoint.vlm, checkpoint.tokenizer, checkpoint.family, native, encoder, query.to(dtype)
-        )
+        return cls(checkpoint, native, encoder, query.to(dtype))
 
     def encode(self, observations: Sequence[Observation], *, length: int | None = None) -> BackboneInputs:
         """A batch on the CPU, picklable; rows are padded to the longest, or to `length` tokens."""
@@ -92,9 +86,8 @@ class Backbone(nn.Module):
 
     def forward(self, inputs: BackboneInputs) -> Float[Tensor, "batch query hidden"]:
         """The last hidden state (after the final norm) at the query token."""
-        states = self.vlm(
-            **self.native(self.vlm, inputs.input_ids, inputs.images), use_cache=False
-        ).last_hidden_state
+        arguments = self.native(self.vlm, inputs.input_ids, inputs.images)
+        states: Tensor = self.vlm(**arguments, use_cache=False).last_hidden_state
         rows = torch.arange(len(inputs), device=states.device)
         return states[rows, inputs.lengths - 1].unsqueeze(1)
 
@@ -107,9 +100,12 @@ class Backbone(nn.Module):
             raise unknown_name("part", name, PARTS)
         return list(self._parts()[name].values())
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face checkpoint (without the query, which is the policy's)."""
-        loading.save(self.vlm, self._tokenizer, folder)
+    def save(self, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write an ordinary Hugging Face checkpoint (without the query, which is the policy's).
+
+        `state`: weights of `vlm` to write instead of its own, when those are sharded.
+        """
+        loading.save(self._checkpoint, folder, state=state)
 
     def _parts(self) -> Mapping[Part, dict[str, nn.Parameter]]:
         vision_tower = self.vlm.get_encoder(modality="image")
@@ -171,7 +167,5 @@ def _inputs(checkpoint: loading.Checkpoint, prompt: str, image_size: int) -> tup
     images = ImagePath(
         standard=image_size, size=size, mean=family.image_mean, std=family.image_std, patches=layout
     )
-    native = NativeInputs(
-        family=family, images=images, image_start=encoder.image_start, image_tokens=tokens
-    )
+    native = NativeInputs(family=family, images=images, image_start=encoder.image_start, image_tokens=tokens)
     return native, encoder

@@ -65,7 +65,9 @@ _PALIGEMMA_PROMPT = "{image}<bos>{instruction}\n"
 _KOSMOS_PROMPT = "<s><image>{image}</image><phrase>{instruction}\n</phrase>"
 
 
-def _qwen(name: str, model_type: str, *, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Family:
+def _qwen(
+    name: str, model_type: str, *, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Family:
     return Family(
         name=name,
         model_type=model_type,

@@ -26,7 +26,7 @@ def resize(images: UInt8[Tensor, "batch height width 3"], size: int) -> UInt8[Te
     chunk = len(images)
     if images.device.type == "cpu":
         chunk = max(1, _CPU_CHUNK_PIXELS // (max(height, size) * max(width, size)))
-    return torch.cat([_resize(part, size) for part in images.split(max(chunk, 1))])
+    return torch.cat([_resize(part, size) for part in torch.split(images, max(chunk, 1))])
 
 
 def _resize(images: UInt8[Tensor, "batch height width 3"], size: int) -> UInt8[Tensor, "batch size size 3"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
@@ -19,7 +20,13 @@ from vlm4vla.backbones.initialization import scaled_init_
 from vlm4vla.backbones.registry import resolve
 from vlm4vla.core.errors import BackboneError
 
-_PREPROCESSOR = "preprocessor_config.json"
+_PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +36,17 @@ class Checkpoint:
     vlm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     family: Family
-    most_pixels: int
-    """Largest image that the checkpoint's own preprocessing lets through (any-size VLMs)."""
+    processor_files: Mapping[str, str]
+    """Text of the files that describe its processor, by name: kept to be saved again."""
+
+    @property
+    def most_pixels(self) -> int:
+        """Largest image that the checkpoint's own preprocessing lets through (VLMs of any image size)."""
+        files = {
+            name: json.loads(text) for name, text in self.processor_files.items() if name.endswith(".json")
+        }
+        facts = files.get("preprocessor_config.json") or files["processor_config.json"]["image_processor"]
+        return int(facts.get("max_pixels") or facts["size"]["longest_edge"])
 
 
 def load(
@@ -53,21 +69,26 @@ def load(
                 vlm = _random(config, family, seed=seed, dtype=dtype)
             else:
                 vlm = _pretrained(entry.location, family, dtype=dtype, where=where)
-            most_pixels = _most_pixels(entry.location)
+            files = _processor_files(entry.location)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise BackboneError(
             f"{where}: cannot be loaded: {str(error).splitlines()[0]} "
             "Check the folder, or that the machine can reach the hub (or holds the model in its cache) "
             "and that the model's licence was accepted."
         ) from error
-    return Checkpoint(vlm=vlm, tokenizer=tokenizer, family=family, most_pixels=most_pixels)
+    return Checkpoint(vlm=vlm, tokenizer=tokenizer, family=family, processor_files=files)
 
 
-def save(vlm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights (safetensors), config, tokenizer and the processor files that came with the checkpoint."""
+def save(checkpoint: Checkpoint, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write weights (safetensors), config, tokenizer and the processor files that came with the checkpoint.
+
+    `state`: weights to write instead of the VLM's own, when those are sharded.
+    """
     with quiet():
-        vlm.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        checkpoint.vlm.save_pretrained(folder, state_dict=None if state is None else dict(state))
+        checkpoint.tokenizer.save_pretrained(folder)
+    for name, text in checkpoint.processor_files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -107,9 +128,12 @@ def _random(config: object, family: Family, *, seed: int, dtype: torch.dtype) ->
     return vlm
 
 
-def _most_pixels(location: str) -> int:
-    file = cached_file(location, _PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        raise BackboneError(f"{location}: no {_PREPROCESSOR}; copy the checkpoint's processor files beside its weights")
-    facts = json.loads(Path(file).read_text(encoding="utf-8"))
-    return int(facts.get("max_pixels") or facts.get("size", {}).get("longest_edge") or 2**31)
+def _processor_files(location: str) -> dict[str, str]:
+    files = {}
+    for name in _PROCESSOR_FILES:
+        path = cached_file(location, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            files[name] = Path(path).read_text(encoding="utf-8")
+    if not files:
+        raise BackboneError(f"{location}: no processor files; copy {_PROCESSOR_FILES[0]} beside the weights")
+    return files

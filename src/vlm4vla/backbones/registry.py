@@ -39,7 +39,9 @@ BACKBONES: dict[str, BackboneEntry] = {
         BackboneEntry(name="qwen3-vl-2b", location="Qwen/Qwen3-VL-2B-Instruct", family="qwen3-vl"),
         BackboneEntry(name="qwen3-vl-4b", location="Qwen/Qwen3-VL-4B-Instruct", family="qwen3-vl"),
         BackboneEntry(name="qwen3-vl-8b", location="Qwen/Qwen3-VL-8B-Instruct", family="qwen3-vl"),
-        BackboneEntry(name="qwen3-vl-30b-a3b", location="Qwen/Qwen3-VL-30B-A3B-Instruct", family="qwen3-vl-moe"),
+        BackboneEntry(
+            name="qwen3-vl-30b-a3b", location="Qwen/Qwen3-VL-30B-A3B-Instruct", family="qwen3-vl-moe"
+        ),
         BackboneEntry(name="paligemma-1-3b", location="google/paligemma-3b-pt-224", family="paligemma-1"),
         BackboneEntry(name="paligemma-2-3b", location="google/paligemma2-3b-pt-224", family="paligemma-2"),
         BackboneEntry(name="kosmos-2", location="microsoft/kosmos-2-patch14-224", family="kosmos-2"),

@@ -17,7 +17,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -313,7 +312,9 @@ def _qwen_processor(name: str) -> Callable[[TinySize, Family], dict[str, dict[st
     return files
 
 
-def _fixed_processor(name: str, image_processor: str) -> Callable[[TinySize, Family], dict[str, dict[str, Any]]]:
+def _fixed_processor(
+    name: str, image_processor: str
+) -> Callable[[TinySize, Family], dict[str, dict[str, Any]]]:
     def files(size: TinySize, facts: Family) -> dict[str, dict[str, Any]]:
         square = {"height": size.image_size, "width": size.image_size}
         image = {

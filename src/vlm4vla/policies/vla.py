@@ -1,0 +1,223 @@
+"""A backbone that acts: VLM + query token + action head, saved as one self-contained folder.
+
+policy.json          recipe, action convention, normalisation, provenance, digests of all other files
+policy.safetensors   query and head
+backbone/            an ordinary Hugging Face checkpoint of the (fine-tuned) VLM, with tokenizer and processor files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlm4vla.backbones.backbone import Backbone
+from vlm4vla.backbones.encoding import BackboneInputs
+from vlm4vla.core import recipes
+from vlm4vla.core.actions import ActionSpec
+from vlm4vla.core.errors import BackboneError, DataError, RecipeError, RunError
+from vlm4vla.core.normalization import Normalization
+from vlm4vla.core.recipes import PolicyRecipe
+from vlm4vla.core.types import Observation
+from vlm4vla.policies.heads import ActionHead, LossWeights, make_head
+
+FORMAT = 1
+_MANIFEST = "policy.json"
+_WEIGHTS = "policy.safetensors"
+_BACKBONE = "backbone"
+
+
+class VLA(nn.Module):
+    """A policy: observations to normalised action chunks."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: ActionHead,
+        *,
+        recipe: PolicyRecipe,
+        action_spec: ActionSpec,
+        normalization: Normalization,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.recipe = recipe
+        self.action_spec = action_spec
+        self.normalization = normalization
+        self.provenance = dict(provenance or {})
+        for part in recipe.freeze:
+            for parameter in backbone.part(part):
+                parameter.requires_grad_(False)
+
+    @classmethod
+    def from_recipe(
+        cls, recipe: PolicyRecipe, *, action_spec: ActionSpec, normalization: Normalization, seed: int
+    ) -> VLA:
+        """An untrained policy on the recipe's VLM; query, head and random weights are drawn from `seed`.
+
+        Raises: RecipeError, BackboneError.
+        """
+        backbone = Backbone.from_pretrained(
+            recipe.backbone,
+            weights=recipe.weights,
+            prompt=recipe.prompt,
+            image_size=recipe.image_size,
+            query_init=recipe.query_init,
+            seed=seed,
+        )
+        head = make_head(recipe, hidden_size=backbone.hidden_size, seed=seed)
+        return cls(backbone, head, recipe=recipe, action_spec=action_spec, normalization=normalization)
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk."""
+        return self.head.horizon
+
+    def encode(self, observations: Sequence[Observation], *, length: int | None = None) -> BackboneInputs:
+        """A batch on the CPU, the same for training and rollout."""
+        return self.backbone.encode(observations, length=length)
+
+    def forward(
+        self,
+        inputs: BackboneInputs,
+        target: Float[Tensor, "batch horizon 7"],
+        valid: Bool[Tensor, "batch horizon"],
+        weights: LossWeights | None = None,
+        count: Tensor | float | None = None,
+    ) -> Mapping[str, Tensor]:
+        """The losses `loss` (differentiable), `pose` and `gripper` on normalised targets.
+
+        `count`: valid steps of the whole batch when this is one of its micro-batches; their losses then add up.
+        """
+        features = self.backbone(inputs)
+        return self.head.loss(features, target, valid, weights=weights or LossWeights(), count=count)
+
+    def predict(self, inputs: BackboneInputs) -> Float[Tensor, "batch horizon 7"]:
+        """Normalised pose and gripper probability."""
+        return self.head.predict(self.backbone(inputs))
+
+    def save(
+        self,
+        folder: Path,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the policy folder, whole or not at all; a folder of that name is replaced.
+
+        `state`: a full state dict of this module to write instead of its own (sharded) parameters.
+        """
+        state = self.state_dict() if state is None else state
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        prefix = "backbone.vlm."
+        self.backbone.save(
+            partial / _BACKBONE,
+            state={key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
+        )
+        own = {key: value.contiguous() for key, value in state.items() if not key.startswith(prefix)}
+        save_file(own, partial / _WEIGHTS)
+        manifest = {
+            "format": FORMAT,
+            "family": self.backbone.family.name,
+            "recipe": recipes.to_json(self.recipe),
+            "action_spec": self.action_spec.to_json(),
+            "normalization": self.normalization.to_json(),
+            "provenance": {**self.provenance, **(provenance or {})},
+            "sha256": _digests(partial),
+        }
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        replaced = folder.with_name(f".{folder.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> VLA:
+        """Load a policy folder, in evaluation mode. Raises: RunError naming the missing or damaged file."""
+        manifest = _read_manifest(folder)
+        weights = folder / _WEIGHTS
+        try:
+            recipe = recipes.from_json(PolicyRecipe, manifest["recipe"], where=str(folder / _MANIFEST))
+            action_spec = ActionSpec(**manifest["action_spec"])
+            normalization = Normalization.from_json(manifest["normalization"])
+            backbone = Backbone.from_pretrained(
+                folder / _BACKBONE, prompt=recipe.prompt, image_size=recipe.image_size
+            )
+            head = make_head(recipe, hidden_size=backbone.hidden_size, seed=0)
+            own = load_file(weights)
+        except (KeyError, TypeError, RecipeError, DataError) as error:
+            raise _damaged(folder / _MANIFEST, f"{type(error).__name__}: {error}") from error
+        except (BackboneError, SafetensorError) as error:
+            where = folder / _BACKBONE if isinstance(error, BackboneError) else weights
+            raise _damaged(where, str(error)) from error
+        vla = cls(
+            backbone,
+            head,
+            recipe=recipe,
+            action_spec=action_spec,
+            normalization=normalization,
+            provenance=manifest["provenance"],
+        )
+        expected = {
+            key: value.shape for key, value in vla.state_dict().items() if not key.startswith("backbone.vlm.")
+        }
+        if expected != {key: value.shape for key, value in own.items()}:
+            raise _damaged(weights, "its tensors are not those the recipe in policy.json describes")
+        vla.load_state_dict(own, strict=False)  # complete: checked above; the VLM was loaded strictly
+        return vla.eval()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Read policy.json and check every other file against it."""
+    path = folder / _MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path}: missing; {folder} is no policy folder, or its writing was interrupted"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise RunError(
+            f"{path}: format {found!r}, but this version reads {FORMAT}; use the version that wrote it"
+        )
+    expected = manifest.get("sha256")
+    if not isinstance(expected, dict):
+        raise _damaged(path, "it lists no digests")
+    for name, digest in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise RunError(f"{file}: missing; copy the whole policy folder or train again")
+        if _digest(file) != digest:
+            raise _damaged(file, "its content is not what was written")
+    return manifest
+
+
+def _damaged(path: Path, why: str) -> RunError:
+    return RunError(f"{path}: damaged ({why}). Restore it from a copy, or use an earlier checkpoint.")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
