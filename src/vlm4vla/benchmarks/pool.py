@@ -10,6 +10,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from vlm4vla.benchmarks.wire import START, Reply, Request
@@ -59,9 +60,10 @@ class Pool:
         self._selector = selectors.DefaultSelector()
         self._last_error = ""
 
-    def usable(self, place: int) -> bool:
-        """Whether the place's worker has not been given up."""
-        return self._seat(place).failed_starts < _STARTS
+    def free(self, occupied: Collection[int]) -> list[int]:
+        """Places that can take an episode: not occupied, and their worker not given up."""
+        usable = [seat.places for seat in self._seats if seat.failed_starts < _STARTS]
+        return sorted(frozenset().union(*usable).difference(occupied))
 
     def busy(self, place: int) -> bool:
         """Whether the place's worker has anything to do."""
@@ -83,7 +85,9 @@ class Pool:
         events: list[Reply | Lost] = []
         while not events:
             if all(seat.failed_starts >= _STARTS for seat in self._seats):
-                raise SimulatorError(f"no worker of {self._benchmark.name} could be started: {self._last_error}")
+                raise SimulatorError(
+                    f"no worker of {self._benchmark.name} could be started: {self._last_error}"
+                )
             readable = self._seats if self._local else self._select()
             for seat in readable:
                 events += self._receive(seat)

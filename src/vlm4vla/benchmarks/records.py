@@ -68,7 +68,9 @@ class EpisodeLog:
             raise self._disk_error("the disk took only part of a line")
 
     def _disk_error(self, why: str) -> RunError:
-        return RunError(f"{self._path}: {why}; free some space and run the same again, it continues from here")
+        return RunError(
+            f"{self._path}: {why}; free some space and run the same again, it continues from here"
+        )
 
     def _keep(self, result: EpisodeResult) -> None:
         self.results[result.episode] = result

@@ -74,6 +74,10 @@ def load(address: str) -> Any:
         # A module that exists but misses one of its own dependencies is another problem than a wrong address.
         if error.name is None or not (module + ".").startswith(error.name + "."):
             raise
-        raise RecipeError(f"{address!r}: there is no module {error.name!r}; is it on the Python path?") from error
+        raise RecipeError(
+            f"{address!r}: there is no module {error.name!r}; is it on the Python path?"
+        ) from error
     except AttributeError as error:
-        raise RecipeError(f"{address!r}: {error}; it must be defined at the top level of the module") from error
+        raise RecipeError(
+            f"{address!r}: {error}; it must be defined at the top level of the module"
+        ) from error

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,8 @@ def video_path(folder: Path, episode: str) -> Path:
     return folder / "videos" / f"{safe}.mp4"
 
 
-def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "height width 3"]]) -> None:
-    """Write frames of equal size. Raises: RunError when the file cannot be written."""
+def write_video(path: Path, frames: UInt8[np.ndarray, "frames height width 3"]) -> None:
+    """Write the frames. Raises: RunError when the file cannot be written."""
     import av  # takes a moment to load, and most evaluations record nothing
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def enlarge(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "la
 
 
 def write_index(folder: Path, episodes: Iterable[EpisodeSpec], results: Iterable[EpisodeResult]) -> None:
-    """Write videos.json: one row for each of the episodes that has both a result and a video."""
+    """Write videos/videos.json: a row for each of the episodes that has both a result and a video."""
     by_id = {result.episode: result for result in results if result.error is None}
     rows = [
         {
@@ -68,11 +68,13 @@ def write_index(folder: Path, episodes: Iterable[EpisodeSpec], results: Iterable
             "task": by_id[episode.id].task,
             "instruction": ", then ".join(goal.instruction for goal in episode.goals),
             "success": by_id[episode.id].success,
-            "file": str(video_path(folder, episode.id).relative_to(folder)),
+            "file": video_path(folder, episode.id).name,
         }
         for episode in episodes
         if episode.id in by_id and video_path(folder, episode.id).exists()
     ]
-    partial = folder / ".videos.json.part"
-    partial.write_text(json.dumps(rows, indent=1) + "\n")
-    partial.replace(folder / "videos.json")
+    if rows:
+        index = folder / "videos" / "videos.json"
+        partial = index.with_suffix(".part")
+        partial.write_text(json.dumps(rows, indent=1) + "\n")
+        partial.replace(index)

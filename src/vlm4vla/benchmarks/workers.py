@@ -31,7 +31,7 @@ _SOURCE_ROOT = str(Path(__file__).parents[2])
 # Our own interpreter gets exactly our import path; a foreign one keeps its own and finds this package after it.
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from vlm4vla.benchmarks.workers import main; main()"
 _BOOT_FOREIGN = "import sys; sys.path += sys.argv[2:]; from vlm4vla.benchmarks.workers import main; main()"
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _OUTPUT_LIMIT = 1 << 20
 """Bytes of a simulator's chatter that are kept."""
 _GOODBYE_SECONDS = 5.0
@@ -76,10 +76,11 @@ class Host:
         assert request.actions is not None and len(request.actions)
         place = request.place
         environment, before = self._environments[place], self._completed[place]
-        frames = []
+        frames, steps = [], 0
         # A copy: an environment that clips its action in place must not change the policy's.
-        for steps, action in enumerate(np.array(request.actions, dtype=np.float32), start=1):
+        for action in np.array(request.actions, dtype=np.float32):
             step = environment.step(action)
+            steps += 1
             if place in self._recorded:
                 frames.append(step.observation.image)
             if step.goals_completed != before:
@@ -145,7 +146,9 @@ class WorkerProcess:
                     env={**os.environ, **_ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
                 )
             except OSError as error:
-                raise SimulatorError(f"cannot start a worker with the interpreter {start[0]}: {error}") from error
+                raise SimulatorError(
+                    f"cannot start a worker with the interpreter {start[0]}: {error}"
+                ) from error
         self._socket.setblocking(False)
         self._outbox = bytearray(wire.pack({"factory": factory, "arguments": dict(arguments)}, {}))
         self._flush()

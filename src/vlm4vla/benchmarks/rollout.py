@@ -1,0 +1,305 @@
+"""Rollouts: a policy plays a benchmark's episodes, many at a time, with results that do not depend on how many.
+
+The policy predicts in the calling process, in batches; environments step in workers, a chunk of actions at a time.
+Both are kept busy: predictions are made for whoever waits while the others step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from vlm4vla.benchmarks.pool import Lost, Pool
+from vlm4vla.benchmarks.progress import Progress
+from vlm4vla.benchmarks.records import EpisodeLog
+from vlm4vla.benchmarks.video import video_path, write_index, write_video
+from vlm4vla.benchmarks.wire import Reply, Request
+from vlm4vla.core.actions import ACTION_SIZE, GRIPPER, ActionSpec, require_same
+from vlm4vla.core.errors import RecipeError, RunError, SimulatorError
+from vlm4vla.core.interfaces import Benchmark, ChunkPredictor
+from vlm4vla.core.types import EpisodeResult, EpisodeSpec, Observation
+
+CHAIN = "chain"
+"""Task and tier of an episode with several goals."""
+
+
+def evaluate(
+    predictor: ChunkPredictor,
+    benchmark: Benchmark,
+    *,
+    execute: int,
+    folder: Path | None,
+    environments: int = 8,
+    workers: int = 2,
+    videos: int = 0,
+    progress: bool = True,
+    episodes: Sequence[EpisodeSpec] | None = None,
+    time_limit: float = 120.0,
+    python: str | None = None,
+) -> list[EpisodeResult]:
+    """Play the benchmark's episodes, or the given ones of them; results come in their order.
+
+    `execute` actions of every chunk are carried out; a completed goal drops the rest. `environments` episodes are
+    under way at once (twice the predictor's batch size keeps everyone busiest) in `workers` processes of the
+    interpreter `python`, or in this process with 0. Neither changes a result. `folder` receives episodes.jsonl and
+    videos of the first `videos` episodes of each task; calling again with it continues an interrupted evaluation
+    and plays episodes that ended in an error once more.
+
+    An environment that raises, dies or gives no answer for `time_limit` seconds costs its episode, which is recorded
+    as an error. Raises: ActionSpecMismatch, RecipeError for a bad argument, RunError for a damaged folder or a
+    policy that predicts nonsense, SimulatorError when no worker starts.
+    """
+    require_same(predictor.action_spec, benchmark.action_spec, who=f"The policy and {benchmark.name}")
+    _check_arguments(predictor, execute, environments, workers, videos, folder)
+    listed = benchmark.episodes()
+    chosen = listed if episodes is None else episodes
+    repeated = [name for name, count in Counter(spec.id for spec in chosen).items() if count > 1]
+    if repeated:
+        raise SimulatorError(
+            f"{benchmark.name} has several episodes with the id {repeated[0]!r}; ids must be unique"
+        )
+    recorded = _first_of_each_task(chosen, videos)
+    with EpisodeLog(folder, [spec.id for spec in (*listed, *chosen)]) as log:
+        missing = [spec for spec in chosen if log.to_play(spec.id)]
+        done = [log.results[spec.id] for spec in chosen if not log.to_play(spec.id)]
+        display = Progress(benchmark.name, len(chosen), done, shown=progress)
+        if missing:
+            pool = Pool(
+                benchmark,
+                places=min(environments, len(missing)),
+                workers=workers,
+                time_limit=time_limit,
+                python=python,
+            )
+            try:
+                _Rollout(predictor, execute, pool, log, display, folder, recorded).play(missing)
+            finally:
+                pool.close()
+        if folder is not None:
+            write_index(folder, recorded, log.results.values())
+        display.finish()
+        return [log.results[spec.id] for spec in chosen]
+
+
+def task_and_tier(episode: EpisodeSpec) -> tuple[str, str]:
+    """Under which names an episode is reported: its goal's, or `chain` for several goals."""
+    if len(episode.goals) > 1:
+        return CHAIN, CHAIN
+    return episode.goals[0].task, episode.goals[0].tier
+
+
+class RandomPredictor:
+    """The random policy: every pose number uniform in [-1, 1], the gripper open or closed at random.
+
+    A chunk is a function of the seed and of what is observed (image and instruction), so a rollout is repeatable
+    whatever is predicted beside it. A scene that does not move gets the same chunk again.
+    """
+
+    def __init__(self, action_spec: ActionSpec, horizon: int, seed: int = 0) -> None:
+        self._action_spec = action_spec
+        self._horizon = horizon
+        self._seed = seed
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """The benchmark's own."""
+        return self._action_spec
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk."""
+        return self._horizon
+
+    def predict_chunk(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch horizon 7"]:
+        """One chunk per observation."""
+        chunks = np.empty((len(observations), self._horizon, ACTION_SIZE), dtype=np.float32)
+        for chunk, observation in zip(chunks, observations, strict=True):
+            digest = hashlib.blake2b(f"{self._seed}/{observation.instruction}/".encode(), digest_size=16)
+            digest.update(observation.image.tobytes())
+            chunk[:] = np.random.default_rng(list(digest.digest())).uniform(-1, 1, chunk.shape)
+            chunk[:, GRIPPER] = np.where(chunk[:, GRIPPER] < 0, -1, 1)
+        return chunks
+
+
+@dataclass(slots=True, eq=False)
+class _Play:
+    """An episode under way."""
+
+    spec: EpisodeSpec
+    record: bool
+    observation: Observation | None = None
+    goals_completed: int = 0
+    steps: int = 0
+    steps_for_goal: int = 0
+    frames: list[UInt8[np.ndarray, "steps height width 3"]] = field(default_factory=list)
+    chunk: Float32[np.ndarray, "execute 7"] = field(
+        default_factory=lambda: np.empty((0, ACTION_SIZE), np.float32)
+    )
+    """The actions under way."""
+    actions: "hashlib._Hash" = field(default_factory=lambda: hashlib.sha256())
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def over(self) -> bool:
+        """All goals are completed, or the present one was not within its steps."""
+        all_completed = self.goals_completed == len(self.spec.goals)
+        return all_completed or self.steps_for_goal >= self.spec.max_steps_per_goal
+
+    def take(self, reply: Reply) -> None:
+        """Count what a reply says."""
+        self.observation = reply.observation
+        self.actions.update(self.chunk[: reply.steps].tobytes())
+        self.steps += reply.steps
+        self.steps_for_goal += reply.steps
+        if reply.goals_completed > self.goals_completed:
+            self.steps_for_goal = 0
+        self.goals_completed = reply.goals_completed
+        if reply.frames is not None:
+            self.frames.append(reply.frames)
+
+    def result(self, error: str | None = None) -> EpisodeResult:
+        """The record of the episode as it stands."""
+        task, tier = task_and_tier(self.spec)
+        return EpisodeResult(
+            episode=self.spec.id,
+            task=task,
+            tier=tier,
+            goals=len(self.spec.goals),
+            goals_completed=self.goals_completed,
+            steps=self.steps,
+            seconds=round(time.monotonic() - self.start, 3),
+            actions=self.actions.hexdigest()[:16],
+            error=error,
+        )
+
+
+class _Rollout:
+    """Deals episodes to places, observations to the predictor and chunks back to the places."""
+
+    def __init__(
+        self,
+        predictor: ChunkPredictor,
+        execute: int,
+        pool: Pool,
+        log: EpisodeLog,
+        display: Progress,
+        folder: Path | None,
+        recorded: Sequence[EpisodeSpec],
+    ) -> None:
+        self._predictor = predictor
+        self._execute = execute
+        self._pool = pool
+        self._log = log
+        self._display = display
+        self._folder = folder
+        self._recorded = recorded
+        self._recorded_ids = {spec.id for spec in recorded}
+        self._playing: dict[int, _Play] = {}
+        self._waiting: dict[int, _Play] = {}
+        """Those of them that wait for a prediction."""
+
+    def play(self, specs: Sequence[EpisodeSpec]) -> None:
+        pending = deque(specs)
+        while pending or self._playing:
+            for place in self._pool.free(self._playing):
+                if pending:
+                    self._begin(place, pending.popleft())
+            if self._worth_predicting():
+                self._predict()
+            for event in self._pool.wait():
+                if isinstance(event, Lost):
+                    pending.extendleft(self._lose(event))
+                else:
+                    self._take(event)
+
+    def _begin(self, place: int, spec: EpisodeSpec) -> None:
+        play = self._playing[place] = _Play(spec, record=spec.id in self._recorded_ids)
+        self._pool.send(Request(place=place, episode=spec, record=play.record))
+
+    def _worth_predicting(self) -> bool:
+        # A prediction costs about the same for one as for a batch, so wait for half of those who play, and no longer
+        # than every worker has something to do.
+        enough = 2 * len(self._waiting) >= len(self._playing)
+        return bool(self._waiting) and (enough or not all(map(self._pool.busy, self._waiting)))
+
+    def _predict(self) -> None:
+        observations = [play.observation for play in self._waiting.values() if play.observation is not None]
+        chunks = np.asarray(self._predictor.predict_chunk(observations), dtype=np.float32)
+        expected = (len(self._waiting), self._predictor.horizon, ACTION_SIZE)
+        if chunks.shape != expected:
+            raise RunError(f"the policy predicted actions of shape {chunks.shape}, expected {expected}")
+        for chunk, (place, play) in zip(chunks, self._waiting.items(), strict=True):
+            left = play.spec.max_steps_per_goal - play.steps_for_goal
+            play.chunk = chunk[: min(self._execute, left)]
+            if not np.isfinite(play.chunk).all():
+                raise RunError(
+                    f"the policy predicted an action that is not finite, at step {play.steps} of episode "
+                    f"{play.spec.id!r}; its weights are damaged or its training diverged"
+                )
+            self._pool.send(Request(place=place, actions=play.chunk))
+        self._waiting.clear()
+
+    def _take(self, reply: Reply) -> None:
+        play = self._playing[reply.place]
+        play.take(reply)
+        if play.over:
+            self._finish(reply.place, None)
+        else:
+            self._waiting[reply.place] = play
+
+    def _lose(self, lost: Lost) -> list[EpisodeSpec]:
+        """Record the culprit's error and return the other episodes, last first, to be begun again."""
+        again = []
+        for place in sorted(lost.places & self._playing.keys(), reverse=True):
+            if place == lost.culprit:
+                self._finish(place, lost.error)
+            else:
+                again.append(self._playing.pop(place).spec)
+            self._waiting.pop(place, None)
+        return again
+
+    def _finish(self, place: int, error: str | None) -> None:
+        play = self._playing.pop(place)
+        result = play.result(error)
+        if play.record and self._folder is not None and error is None:
+            # Before the result, so that an episode with a result has its video even when we are killed in between.
+            write_video(video_path(self._folder, play.spec.id), np.concatenate(play.frames))
+        self._log.add(result)
+        if play.record and self._folder is not None:
+            write_index(self._folder, self._recorded, self._log.results.values())
+        self._display.add(result)
+
+
+def _check_arguments(
+    predictor: ChunkPredictor, execute: int, environments: int, workers: int, videos: int, folder: Path | None
+) -> None:
+    if not 1 <= execute <= predictor.horizon:
+        raise RecipeError(
+            f"execute is {execute}, but the policy predicts {predictor.horizon} actions at a time; "
+            f"choose 1 to {predictor.horizon}"
+        )
+    if environments < 1 or workers < 0 or videos < 0:
+        raise RecipeError(
+            f"environments is {environments}, workers {workers}, videos {videos}; "
+            "at least 1 environment, 0 workers (this process) and 0 videos"
+        )
+    if videos and folder is None:
+        raise RecipeError(f"{videos} videos a task were asked for without a folder to write them to")
+
+
+def _first_of_each_task(episodes: Sequence[EpisodeSpec], count: int) -> list[EpisodeSpec]:
+    seen: Counter[str] = Counter()
+    first = []
+    for spec in episodes:
+        task, _ = task_and_tier(spec)
+        if seen[task] < count:
+            seen[task] += 1
+            first.append(spec)
+    return first
