@@ -18,34 +18,33 @@ class BenchmarkEntry:
 
     factory: str
     """`module:callable`."""
-    arguments: Mapping[str, Any]
-    """What the name itself decides."""
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str]
     """Argument of the factory -> field of EvaluationRecipe that fills it."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the name itself decides; a recipe that has such a field must agree."""
 
 
 _TABLETOP = "vlm4vla.benchmarks.tabletop.benchmark:Tabletop"
-_TABLETOP_FIELDS = {
-    "tasks": "tasks",
-    "episodes_per_task": "episodes_per_task",
-    "seed": "seed",
-    "image_size": "image_size",
-}
+_TABLETOP_FIELDS = {name: name for name in ("tasks", "episodes_per_task", "seed", "image_size")}
 _CHAIN = "vlm4vla.benchmarks.tabletop.benchmark:TabletopChain"
 _CHAIN_FIELDS = {"episodes": "episodes_per_task", "seed": "seed", "image_size": "image_size"}
+_LOOK = {"look": "look"}
 
 BENCHMARKS: Mapping[str, BenchmarkEntry] = {
-    "tabletop-a": BenchmarkEntry(factory=_TABLETOP, arguments={"look": "A"}, fields=_TABLETOP_FIELDS),
-    "tabletop-d": BenchmarkEntry(factory=_TABLETOP, arguments={"look": "D"}, fields=_TABLETOP_FIELDS),
-    "tabletop-chain-a": BenchmarkEntry(factory=_CHAIN, arguments={"look": "A"}, fields=_CHAIN_FIELDS),
-    "tabletop-chain-d": BenchmarkEntry(factory=_CHAIN, arguments={"look": "D"}, fields=_CHAIN_FIELDS),
+    "tabletop": BenchmarkEntry(factory=_TABLETOP, fields=_TABLETOP_FIELDS | _LOOK),
+    "tabletop-a": BenchmarkEntry(factory=_TABLETOP, fields=_TABLETOP_FIELDS, arguments={"look": "A"}),
+    "tabletop-d": BenchmarkEntry(factory=_TABLETOP, fields=_TABLETOP_FIELDS, arguments={"look": "D"}),
+    "tabletop-chain": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS | _LOOK),
+    "tabletop-chain-a": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS, arguments={"look": "A"}),
+    "tabletop-chain-d": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS, arguments={"look": "D"}),
 }
 
 
 def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
     """The benchmark of a recipe. A name `module:callable` is called with the recipe itself.
 
-    Raises: RecipeError for an unknown name, or for tasks chosen where the benchmark has no choice of tasks.
+    Raises: RecipeError for an unknown name, for a recipe whose fields contradict the name, and for tasks chosen
+    where the benchmark has no choice of tasks.
     """
     if ":" in recipe.benchmark:
         made: Benchmark = load(recipe.benchmark)(recipe)
@@ -58,6 +57,12 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
             f"benchmark {recipe.benchmark!r} has no choice of tasks, the recipe asks for {', '.join(recipe.tasks)}; "
             "leave tasks empty"
         )
+    for argument, value in entry.arguments.items():
+        if getattr(recipe, argument, value) != value:
+            raise RecipeError(
+                f"benchmark {recipe.benchmark!r} has {argument} {value!r}, but the recipe's field {argument} says "
+                f"{getattr(recipe, argument)!r}; set it to {value!r}"
+            )
     chosen = {argument: getattr(recipe, name) for argument, name in entry.fields.items()}
     benchmark: Benchmark = load(entry.factory)(**entry.arguments, **chosen)
     return benchmark
