@@ -69,7 +69,8 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PIP) "torch==$$torch"; \
 	elif ! $(PIP) "torch==$$torch+cpu" >/dev/null 2>&1; then \
 		echo "setup: no index that pip knows offers a CPU build of torch $$torch; installing the default build."; \
-		echo "       On Linux it brings some GB of CUDA libraries. README, \"Installation\", says how to avoid that."; \
+		echo "       On Linux it brings some GB of CUDA libraries. To avoid that, interrupt, set PIP_EXTRA_INDEX_URL to the"; \
+		echo "       CPU index that PyTorch's installation page shows, and run the command again."; \
 		$(PIP) "torch==$$torch"; \
 	fi
 	@$(PIP) --no-build-isolation -e ".[dev]"
