@@ -1,0 +1,62 @@
+"""From gradients to steps: the optimizer, its learning rate, and when to give up."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from vlm4vla.core.errors import RecipeError
+from vlm4vla.core.recipes import TrainRecipe
+
+REMEMBERED = 100
+"""Losses that decide what is normal."""
+DIVERGED = 20.0
+"""A loss this many times the usual one, and above the first, means that the training has diverged."""
+
+
+def check(recipe: TrainRecipe) -> None:
+    """Raises: RecipeError naming a field that no training can be run with."""
+    positive = ["steps", "batch_size", "learning_rate", "clip_norm", "huber_delta"]
+    positive += ["log_every", "validate_every", "checkpoint_every"]
+    for name in positive:
+        if not 0 < getattr(recipe, name) < math.inf:
+            raise RecipeError(f"train.{name} must be positive, not {getattr(recipe, name)}")
+    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "seed"):
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise RecipeError(f"train.{name} must not be negative, but is {getattr(recipe, name)}")
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], recipe: TrainRecipe) -> torch.optim.AdamW:
+    """AdamW with torch's defaults in one group, as the released code has it; frozen parameters stay outside."""
+    return torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def learning_rate(recipe: TrainRecipe, step: int) -> float:
+    """Of a step, counted from 0: linear warm-up over `warmup_steps`, then constant or cosine to 0."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def what_is_wrong(loss: float, gradient_norm: float, recent: Sequence[float], first: float) -> str | None:
+    """Why training must stop: a number that is none, or a loss far above the `recent` and the `first` ones."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if not math.isfinite(gradient_norm):
+        return f"the norm of the gradient is {gradient_norm}"
+    if len(recent) >= REMEMBERED // 5 and loss > first:
+        usual = statistics.median(recent)
+        if loss > DIVERGED * usual:
+            return (
+                f"the loss is {loss:.4g}, {loss / usual:.0f} times the median of the last {len(recent)} steps"
+            )
+    return None
