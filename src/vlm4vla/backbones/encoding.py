@@ -72,16 +72,24 @@ class Encoder:
         """Ids of a piece of prompt, special tokens recognised, none added."""
         return list(self._tokenizer(text, add_special_tokens=False).input_ids) if text else []
 
+    def prefix_ids(self) -> list[int]:
+        """What stands before any text: the prompt's start and the image tokens."""
+        return [*self._before, *[self.image_id] * self.image_tokens]
+
+    def turn_ids(self, text: str) -> list[int]:
+        """The text in the prompt's words, from the token that closes the image up to where an answer begins."""
+        return self.text_ids(self._after.format(instruction=text.strip()))
+
     def tokens(self, instruction: str) -> Int64[np.ndarray, " length"]:
         """The whole row of one instruction, from the prompt's first token to the query."""
         known = self._known.get(instruction)
         if known is None:
-            text = self.text_ids(self._after.format(instruction=instruction.strip()))
+            text = self.turn_ids(instruction)
             if self.query_id in text or self.image_id in text:
                 raise BackboneError(
                     f"the instruction {instruction!r} contains the query's or the image's special token; reword it"
                 )
-            row = [*self._before, *[self.image_id] * self.image_tokens, *text, self.query_id]
+            row = [*self.prefix_ids(), *text, self.query_id]
             known = self._known[instruction] = np.array(row, dtype=np.int64)
         return known
 

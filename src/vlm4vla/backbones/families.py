@@ -8,7 +8,7 @@ directly after the text.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vlm4vla.core.errors import BackboneError
@@ -45,6 +45,8 @@ class Family:
     """For VLMs of any image size: smaller images are enlarged to this many pixels, but never beyond the checkpoint's
     own maximum. The reference passes 28 * 28 * 256 for Qwen, so that 224 becomes 448 (Paper A.2.1, released code)."""
     attention: Literal["sdpa", "eager"] = "sdpa"
+    experts: bool = False
+    """A mixture of experts."""
     unit_norm_inputs: tuple[str, ...] = ()
     """Name endings of layers fed with vectors of length one, for the random initialisation."""
     location_token: str | None = None
@@ -102,7 +104,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         _qwen("qwen2.5-vl", "qwen2_5_vl", mean=CLIP_MEAN, std=CLIP_STD),
         _qwen("qwen3-vl", "qwen3_vl", mean=HALF, std=HALF),
-        _qwen("qwen3-vl-moe", "qwen3_vl_moe", mean=HALF, std=HALF),
+        replace(_qwen("qwen3-vl-moe", "qwen3_vl_moe", mean=HALF, std=HALF), experts=True),
         _paligemma("paligemma-1", "gemma", attention="sdpa"),
         # Gemma-2 caps its attention logits, which scaled_dot_product_attention cannot do.
         _paligemma("paligemma-2", "gemma2", attention="eager"),

@@ -17,6 +17,7 @@ from transformers.utils import cached_file, logging
 
 from vlm4vla.backbones.families import Family, family_of
 from vlm4vla.backbones.initialization import scaled_init_
+from vlm4vla.backbones.kernels import ROW_STABLE_EXPERTS, patches_as_rows_
 from vlm4vla.backbones.registry import resolve
 from vlm4vla.core.errors import BackboneError
 
@@ -70,9 +71,14 @@ def load(
             else:
                 vlm = _pretrained(entry.location, family, dtype=dtype, where=where)
             files = _processor_files(entry.location)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            patches_as_rows_(vlm)
+            if family.experts:
+                vlm.set_experts_implementation(ROW_STABLE_EXPERTS)
+    except BackboneError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise BackboneError(
-            f"{where}: cannot be loaded: {str(error).splitlines()[0]} "
+            f"{where}: cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
             "Check the folder, or that the machine can reach the hub (or holds the model in its cache) "
             "and that the model's licence was accepted."
         ) from error
@@ -107,7 +113,11 @@ def quiet() -> Iterator[None]:
 
 def _pretrained(location: str, family: Family, *, dtype: torch.dtype, where: str) -> PreTrainedModel:
     vlm, report = AutoModel.from_pretrained(
-        location, dtype=dtype, attn_implementation=family.attention, output_loading_info=True
+        location,
+        dtype=dtype,
+        attn_implementation=family.attention,
+        use_safetensors=True,  # never unpickle
+        output_loading_info=True,
     )
     wrong = {
         "missing": sorted(report["missing_keys"]),
