@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER, ActionSpec
 from vlm4vla.core.errors import VLAError
-from vlm4vla.core.interfaces import Benchmark, ChunkPredictor, Environment
+from vlm4vla.core.interfaces import Benchmark, ChunkPredictor, Environment, LazyEnvironment
 from vlm4vla.core.types import EpisodeSpec, Observation
 
 _Trace = list[tuple[Observation, int]]
@@ -42,6 +42,8 @@ def check_benchmark(
             f"episode {spec.id!r} went differently in an environment that had played others before: its reset keeps "
             "history, so results would depend on the order and number of workers",
         )
+        if isinstance(used, LazyEnvironment):
+            _check_lazy(used, spec, traces[spec.id])
     used.close()
     _check_recipe(benchmark, specs)
     for spec in chosen:
@@ -168,6 +170,18 @@ def _fresh_trace(benchmark: Benchmark, spec: EpisodeSpec, steps: int) -> _Trace:
     return trace
 
 
+def _check_lazy(environment: LazyEnvironment, spec: EpisodeSpec, expected: _Trace) -> None:
+    environment.reset(spec)
+    completed = 0
+    for action in _actions(len(expected) - 1):
+        completed = environment.advance(action)
+    _require_equal(
+        expected[-1:],
+        [(environment.observe(), completed)],
+        f"episode {spec.id!r} went differently with advance() than with step(): results would depend on who looks",
+    )
+
+
 def _trace_in_worker(benchmark: Benchmark, spec: EpisodeSpec, steps: int) -> _Trace:
     from vlm4vla.benchmarks.pool import Lost, Pool
     from vlm4vla.benchmarks.wire import Request
@@ -224,7 +238,7 @@ def _require_equal(expected: _Trace, found: _Trace, message: str) -> None:
         for name in ("image", "wrist_image", "state", "instruction"):
             _require(
                 np.array_equal(getattr(a, name), getattr(b, name)),
-                f"{message} ({name} after {step} steps differs)",
+                f"{message} ({name}, row {step} of the trace)",
             )
         _require(
             goals_a == goals_b, f"{message} (goals completed after {step} steps: {goals_a} and {goals_b})"

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vlm4vla.benchmarks import wire
 from vlm4vla.benchmarks.registry import load
 from vlm4vla.benchmarks.wire import START, Reply, Request
 from vlm4vla.core.errors import SimulatorError
-from vlm4vla.core.interfaces import Benchmark, Environment
+from vlm4vla.core.interfaces import Benchmark, Environment, LazyEnvironment
 from vlm4vla.core.types import EpisodeSpec
 
 _SOURCE_ROOT = str(Path(__file__).parents[2])
@@ -37,6 +38,14 @@ _OUTPUT_LIMIT = 1 << 20
 _GOODBYE_SECONDS = 5.0
 
 
+@dataclass(slots=True)
+class _Stage:
+    environment: Environment
+    episode: EpisodeSpec
+    record: bool
+    completed: int = 0
+
+
 class Host:
     """The environments of one process, by place."""
 
@@ -44,10 +53,7 @@ class Host:
         self._benchmark = benchmark
         # One is built at once, so that a simulator that cannot start fails here and not in its first episode.
         self._spare: list[Environment] = [benchmark.make_environment()]
-        self._environments: dict[int, Environment] = {}
-        self._episodes: dict[int, EpisodeSpec] = {}
-        self._completed: dict[int, int] = {}
-        self._recorded: set[int] = set()
+        self._stages: dict[int, _Stage] = {}
 
     def answer(self, request: Request) -> Reply:
         """Do what is asked; whatever the simulator raises becomes the reply's error."""
@@ -58,43 +64,50 @@ class Host:
 
     def close(self) -> None:
         """Close every environment."""
-        for environment in [*self._spare, *self._environments.values()]:
+        for environment in [*self._spare, *(stage.environment for stage in self._stages.values())]:
             environment.close()
 
     def _reset(self, request: Request, episode: EpisodeSpec) -> Reply:
         place = request.place
-        if place not in self._environments:
-            made = self._spare.pop() if self._spare else self._benchmark.make_environment()
-            self._environments[place] = made
-        self._episodes[place], self._completed[place] = episode, 0
-        (self._recorded.add if request.record else self._recorded.discard)(place)
-        observation = self._environments[place].reset(episode)
-        frames = observation.image[None] if request.record else None
-        return Reply(place=place, observation=observation, frames=frames)
+        if place in self._stages:
+            environment = self._stages[place].environment
+        else:
+            environment = self._spare.pop() if self._spare else self._benchmark.make_environment()
+        self._stages[place] = _Stage(environment, episode, request.record)
+        observation = environment.reset(episode)
+        return Reply(
+            place=place, observation=observation, frames=observation.image[None] if request.record else None
+        )
 
     def _play(self, request: Request) -> Reply:
         assert request.actions is not None and len(request.actions)
-        place = request.place
-        environment, before = self._environments[place], self._completed[place]
+        stage = self._stages[request.place]
+        environment = stage.environment
+        lazy = environment if isinstance(environment, LazyEnvironment) and not stage.record else None
         frames, steps = [], 0
         # A copy: an environment that clips its action in place must not change the policy's.
         for action in np.array(request.actions, dtype=np.float32):
-            step = environment.step(action)
+            if lazy is not None:
+                completed = lazy.advance(action)
+            else:
+                step = environment.step(action)
+                observation, completed = step.observation, step.goals_completed
+                if stage.record:
+                    frames.append(observation.image)
             steps += 1
-            if place in self._recorded:
-                frames.append(step.observation.image)
-            if step.goals_completed != before:
+            if completed != stage.completed:
                 break
-        if not before <= step.goals_completed <= len(self._episodes[place].goals):
+        goals = len(stage.episode.goals)
+        if not stage.completed <= completed <= goals:
             raise SimulatorError(
-                f"goals completed went from {before} to {step.goals_completed} of "
-                f"{len(self._episodes[place].goals)}; Step.goals_completed counts them and never falls"
+                f"goals completed went from {stage.completed} to {completed} of {goals}; "
+                "they count up and never fall"
             )
-        self._completed[place] = step.goals_completed
+        stage.completed = completed
         return Reply(
-            place=place,
-            observation=step.observation,
-            goals_completed=step.goals_completed,
+            place=request.place,
+            observation=lazy.observe() if lazy is not None else observation,
+            goals_completed=completed,
             steps=steps,
             frames=np.stack(frames) if frames else None,
         )

@@ -80,6 +80,19 @@ class Environment(Protocol):
 
 
 @runtime_checkable
+class LazyEnvironment(Environment, Protocol):
+    """An environment that can also step without rendering: between predictions of a chunk nobody looks."""
+
+    def advance(self, action: Float32[np.ndarray, "7"]) -> int:
+        """As `step`, to the bit, but only the goals completed come back."""
+        ...
+
+    def observe(self) -> Observation:
+        """What `step` would have shown; looking changes nothing."""
+        ...
+
+
+@runtime_checkable
 class Benchmark(Protocol):
     """A fixed list of episodes and the environment that plays them."""
 
