@@ -1,0 +1,1 @@
+"""Reports: what can honestly be concluded from run folders. Never imports torch."""
