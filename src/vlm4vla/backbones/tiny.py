@@ -22,6 +22,7 @@ from transformers import (
 
 from vlm4vla.backbones.families import FAMILIES, Family
 from vlm4vla.backbones.initialization import scaled_init_
+from vlm4vla.backbones.loading import quiet
 from vlm4vla.core.errors import BackboneError, unknown_name
 
 
@@ -113,8 +114,9 @@ def build_tiny(
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
     scaled_init_(model, seed=seed, unit_norm_inputs=facts.unit_norm_inputs)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     for name, content in kind.processor(size, facts).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if kind.chat_template is not None:
