@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ TARGETS = {"left": (0.1, 0.5), "right": (0.9, 0.5), "up": (0.5, 0.9)}
 
 
 class PointEnvironment:
-    """`setup` may name a `fault` that happens at the fourth step: raise, exit, hang, or chatter; or a `delay`."""
+    """`setup` may name a `fault` that happens at the second step of its episode, and a `delay` of every step."""
 
     def __init__(self, leaky: bool = False) -> None:
         self._leak = 0.0
@@ -39,9 +40,13 @@ class PointEnvironment:
         return self._observe()
 
     def step(self, action: np.ndarray) -> Step:
+        completed = self._move(action)
+        return Step(self._observe(), completed)
+
+    def _move(self, action: np.ndarray) -> int:
         assert action.shape == (7,) and action.dtype == np.float32
         self._steps += 1
-        if self._steps == 4:
+        if self._steps == 2:
             self._fail(self._episode.setup.get("fault"))
         time.sleep(self._episode.setup.get("delay", 0.0))
         np.clip(action, -1, 1, out=action)  # in place, as environments do
@@ -51,7 +56,7 @@ class PointEnvironment:
         if self._completed < len(goals):
             distance = np.linalg.norm(self._position - TARGETS[goals[self._completed].task])
             self._completed += bool(distance < 0.1)
-        return Step(self._observe(), self._completed)
+        return self._completed
 
     def close(self) -> None:
         pass
@@ -65,11 +70,13 @@ class PointEnvironment:
         if fault == "hang":
             time.sleep(1000)
         if fault == "torch":
-            raise ValueError(f"torch imported: {'torch' in sys.modules}, threads: {os.environ['OMP_NUM_THREADS']}")
+            raise ValueError(
+                f"torch imported: {'torch' in sys.modules}, threads: {os.environ['OMP_NUM_THREADS']}"
+            )
         if fault == "once":  # breaks only where the file does not exist yet
             path = self._episode.setup["file"]
-            if not os.path.exists(path):
-                open(path, "w").close()
+            if not Path(path).exists():
+                Path(path).touch()
                 raise ValueError("a hiccup")
 
     def _observe(self) -> Observation:
@@ -83,6 +90,16 @@ class PointEnvironment:
         return Observation(image, goal.instruction, state=self._position.astype(np.float32))
 
 
+class LazyPointEnvironment(PointEnvironment):
+    """Also steps without drawing."""
+
+    def advance(self, action: np.ndarray) -> int:
+        return self._move(action)
+
+    def observe(self) -> Observation:
+        return self._observe()
+
+
 class PointWorld:
     """`goals` in a row per episode; `faults` maps episode numbers to faults."""
 
@@ -91,11 +108,12 @@ class PointWorld:
         *,
         episodes_per_task: int = 4,
         goals: int = 1,
-        max_steps: int = 15,
+        max_steps: int = 10,
         faults: Mapping[str, str] | None = None,
         setup: Mapping[str, Any] | None = None,
         broken: str = "",
         leaky: bool = False,
+        lazy: bool = False,
     ) -> None:
         self._arguments = {
             "episodes_per_task": episodes_per_task,
@@ -105,6 +123,7 @@ class PointWorld:
             "setup": dict(setup or {}),
             "broken": broken,
             "leaky": leaky,
+            "lazy": lazy,
         }
         self.name = "point-world-v1"
         self.action_spec = SPEC
@@ -130,7 +149,8 @@ class PointWorld:
         if self._arguments["broken"]:
             print("no display found", file=sys.stderr)
             raise RuntimeError(self._arguments["broken"])
-        return PointEnvironment(self._arguments["leaky"])
+        kind = LazyPointEnvironment if self._arguments["lazy"] else PointEnvironment
+        return kind(self._arguments["leaky"])
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         return "point_world:PointWorld", self._arguments
@@ -142,7 +162,7 @@ class Seeker:
     action_spec = SPEC
     horizon = 5
 
-    def __init__(self, noise: float = 0.5) -> None:
+    def __init__(self, noise: float = 1.0) -> None:
         self.noise = noise
         self.batches: list[int] = []
 

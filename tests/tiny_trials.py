@@ -18,7 +18,9 @@ from vlm4vla.demonstrations.packed import PackedSource, write_packed
 
 SPEC = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="controller")
 SIDE = 32
-SIZE = TinySize(hidden=32, layers=2, mlp=64, vision_hidden=32, vision_layers=2, vision_mlp=64, image_size=SIDE)
+SIZE = TinySize(
+    hidden=32, layers=2, mlp=64, vision_hidden=32, vision_layers=2, vision_mlp=64, image_size=SIDE
+)
 SAYINGS = ("go to the light", "move over to the bright spot")
 
 
@@ -31,7 +33,9 @@ def demonstrations(count: int, *, seed: int = 0) -> Iterator[Demonstration]:
         places = np.linspace(start, goal, steps)
         images = []
         for place in places:
-            image = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8) + rng.integers(0, 9, (SIDE, SIDE, 3), np.uint8)
+            image = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8) + rng.integers(
+                0, 9, (SIDE, SIDE, 3), np.uint8
+            )
             for (row, column), colour in ((goal, (255, 255, 200)), (place, (40, 60, 250))):
                 image[int(row) - 2 : int(row) + 3, int(column) - 2 : int(column) + 3] = colour
             images.append(image)
@@ -50,7 +54,9 @@ def demonstrations(count: int, *, seed: int = 0) -> Iterator[Demonstration]:
 
 def packed(folder: Path, count: int = 40) -> PackedSource:
     """Demonstrations in a packed folder."""
-    return write_packed(demonstrations(count), folder, name="walks", action_spec=SPEC, fingerprint=f"walks-{count}")
+    return write_packed(
+        demonstrations(count), folder, name="walks", action_spec=SPEC, fingerprint=f"walks-{count}"
+    )
 
 
 def tiny_vlm(folder: Path, family: str = "qwen3-vl") -> Path:

@@ -54,10 +54,9 @@ class Reply:
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     """A message; the arrays' names, types and shapes go into the header."""
-    flat = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    layout = [(name, array.dtype.str, array.shape) for name, array in flat.items()]
+    layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     text = json.dumps({**header, "arrays": layout}, separators=(",", ":")).encode()
-    body = [array.tobytes() for array in flat.values()]
+    body = [array.tobytes() for array in arrays.values()]
     return b"".join([_LENGTHS.pack(len(text), sum(map(len, body))), text, *body])
 
 

@@ -243,7 +243,7 @@ class WorkerProcess:
 def main() -> None:
     """The child: build the benchmark named in the first message, then answer until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _die_with_parent()
+    die_with_parent()  # a closed connection is only noticed between requests
     connection = socket.socket(fileno=int(sys.argv[1]))
     del sys.argv[1:]
     buffer = bytearray()
@@ -264,8 +264,8 @@ def main() -> None:
         host.close()
 
 
-def _die_with_parent() -> None:
-    # A closed connection is only noticed between requests; on Linux the kernel also ends a child stuck in one.
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies, however that dies; on Linux only."""
     if sys.platform == "linux":
         import ctypes
 

@@ -172,7 +172,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return tuple(_read(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise RecipeError(f"{where}: {unknown_name('value', str(value), map(str, typing.get_args(hint)))}")
+            raise RecipeError(
+                f"{where}: {unknown_name('value', str(value), map(str, typing.get_args(hint)))}"
+            )
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in typing.get_args(hint):

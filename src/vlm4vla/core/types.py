@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from vlm4vla.core.actions import ActionSpec
-
 
 @dataclass(frozen=True, slots=True)
 class Observation:

@@ -55,6 +55,7 @@ class Checkpoints:
     def save(self, vla: VLA, optimizer: torch.optim.Optimizer, state: RunState, processes: Processes) -> Path:
         """Write a checkpoint and delete the oldest. Every process must call it; the main one writes."""
         target = self.path(state.step)
+        processes.settle(vla)
         moments = _moments(vla, optimizer, processes)
         weights = {}
         for name, tensor in vla.state_dict().items():

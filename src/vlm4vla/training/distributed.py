@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -82,6 +82,14 @@ class Processes:
             dist.all_reduce(values)
             values /= self.world
         return values
+
+    def settle(self, module: nn.Module) -> None:
+        """Make `module.parameters()` the ones that the optimizer knows.
+
+        FSDP2 leaves the root's parameters gathered after a forward without backward.
+        """
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
     def whole(self, tensor: Tensor) -> Tensor:
         """A tensor as one process would have it; every process must ask."""

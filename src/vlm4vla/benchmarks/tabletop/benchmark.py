@@ -252,9 +252,7 @@ class TabletopChain:
         return chain
 
 
-def start_for(
-    task: str, scene: Scene, rng: np.random.Generator
-) -> tuple[SceneLayout, Assignment, Goal]:
+def start_for(task: str, scene: Scene, rng: np.random.Generator) -> tuple[SceneLayout, Assignment, Goal]:
     """A random start in which the task makes sense, with its blocks and its wording."""
     facts = {"open": {"drawer": "closed"}, "close": {"drawer": "open"}}.get(task, {})
     for _ in range(1000):

@@ -49,7 +49,9 @@ def expert_action(assignment: Assignment, state: SceneState) -> Float32[np.ndarr
 def _aim(assignment: Assignment, state: SceneState) -> tuple[Float[np.ndarray, "3"], float, float]:
     """Where to be, whether open or closed, and the largest speed in units per step."""
     wanted = assignment.blocks[0] if assignment.blocks else None
-    if state.held is not None and (state.held != wanted or assignment.task in ("reach", "push_left", "push_right")):
+    if state.held is not None and (
+        state.held != wanted or assignment.task in ("reach", "push_left", "push_right")
+    ):
         return state.gripper + np.array([0, 0, 0.03]), OPEN, 1.0
     match assignment.task:
         case "press":
@@ -63,7 +65,11 @@ def _aim(assignment: Assignment, state: SceneState) -> tuple[Float[np.ndarray, "
             return _cone(state.gripper, state.blocks[assignment.blocks[0]], BLOCK_HALF + 0.022), OPEN, 1.0
         case "push_left":
             return _push(
-                state, state.blocks[assignment.blocks[0]], np.array([-1.0, 0.0]), _GRASP_HEIGHT, _PUSH_STANDOFF
+                state,
+                state.blocks[assignment.blocks[0]],
+                np.array([-1.0, 0.0]),
+                _GRASP_HEIGHT,
+                _PUSH_STANDOFF,
             )
         case "push_right":
             return _push(
@@ -95,7 +101,9 @@ def _grasp(state: SceneState, block: Float[np.ndarray, "3"]) -> tuple[Float[np.n
     bottom = max(_GRASP_HEIGHT, float(block[2]) - 0.002)
     offset = state.gripper - block
     near = bool(np.linalg.norm(offset[:2]) < 0.013 and state.gripper[2] < bottom + 0.012)
-    closing = bool(state.gap < 1.85 * FINGER_TRAVEL and np.linalg.norm(offset[:2]) < 0.02 and abs(offset[2]) < 0.02)
+    closing = bool(
+        state.gap < 1.85 * FINGER_TRAVEL and np.linalg.norm(offset[:2]) < 0.02 and abs(offset[2]) < 0.02
+    )
     return _cone(state.gripper, block, bottom), CLOSE if near or closing else OPEN, 1.0
 
 
@@ -139,7 +147,9 @@ def _push(
 def _open(state: SceneState) -> tuple[Float[np.ndarray, "3"], float, float]:
     handle = state.handle
     offset = state.gripper - handle
-    around = bool(abs(offset[0]) < 0.016 and abs(offset[1]) < 0.014 and state.gripper[2] < HANDLE_HEIGHT + 0.014)
+    around = bool(
+        abs(offset[0]) < 0.016 and abs(offset[1]) < 0.014 and state.gripper[2] < HANDLE_HEIGHT + 0.014
+    )
     if around and state.gap < 0.026:
         return np.array([handle[0], handle[1] - 0.06, HANDLE_HEIGHT]), CLOSE, 0.8
     return _cone(state.gripper, handle, HANDLE_HEIGHT), CLOSE if around else OPEN, 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,6 +22,7 @@ from vlm4vla.benchmarks.tabletop.benchmark import (
 )
 from vlm4vla.benchmarks.tabletop.render import jitter, look_named
 from vlm4vla.benchmarks.tabletop.tasks import MAX_STEPS, Assignment, candidates, tasks_named
+from vlm4vla.benchmarks.workers import die_with_parent
 from vlm4vla.core.errors import RecipeError, SimulatorError
 from vlm4vla.core.recipes import DemonstrationRecipe, fingerprint
 from vlm4vla.core.types import Demonstration, Goal
@@ -58,9 +60,15 @@ def generate_demonstrations(recipe: DemonstrationRecipe, *, processes: int = 1) 
             yield from make(span)
         return
     # spawn, because a forked child would inherit the caller's threads
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_process) as pool:
         for batch in pool.map(make, spans):
             yield from batch
+
+
+def _start_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    die_with_parent()
 
 
 def _make_many(recipe: DemonstrationRecipe, indices: range) -> list[Demonstration]:

@@ -64,8 +64,12 @@ _XML = f"""
   <worldbody>
     <geom name="table" type="box" size=".34 .30 .02" pos="0 .02 -.02"/>
     <geom name="floor" type="box" size="3 3 .02" pos="0 -2 .3" contype="1" conaffinity="1" group="4"/>
-    <body name="plate" mocap="true" pos="0 0 0"><geom name="plate" type="cylinder" size="{PLATE_RADIUS} {PLATE_TOP / 2}" pos="0 0 {PLATE_TOP / 2}"/></body>
-    <body name="disc" mocap="true"><geom name="disc" type="cylinder" size=".016 .0004" contype="0" conaffinity="0"/></body>
+    <body name="plate" mocap="true" pos="0 0 0">
+      <geom name="plate" type="cylinder" size="{PLATE_RADIUS} {PLATE_TOP / 2}" pos="0 0 {PLATE_TOP / 2}"/>
+    </body>
+    <body name="disc" mocap="true">
+      <geom name="disc" type="cylinder" size=".016 .0004" contype="0" conaffinity="0"/>
+    </body>
     <body name="cabinet" pos="{DRAWER_CENTRE[0]} {DRAWER_CENTRE[1]} 0">
       <geom name="cabinet_top" type="box" size=".062 .055 .004" pos="0 0 .074"/>
       <geom name="cabinet_left" type="box" size=".004 .055 .037" pos="-.058 0 .037"/>
@@ -75,14 +79,16 @@ _XML = f"""
         <joint name="drawer" type="slide" axis="0 -1 0" range="0 {DRAWER_TRAVEL}" damping="6" frictionloss=".6"/>
         <geom name="drawer_front" type="box" size=".052 .005 .026" pos="0 -.050 .042" mass=".15"/>
         <geom name="drawer_floor" type="box" size=".052 .045 .003" pos="0 0 .019" mass=".15"/>
-        <geom name="handle" type="box" size=".008 .012 .020" pos="0 -.077 {HANDLE_HEIGHT}" mass=".03" friction="2 .02 .001"/>
+        <geom name="handle" type="box" size=".008 .012 .020" pos="0 -.077 {HANDLE_HEIGHT}" mass=".03"
+          friction="2 .02 .001"/>
         <geom name="handle_stem" type="box" size=".004 .006 .006" pos="0 -.060 {HANDLE_HEIGHT}" mass=".01"/>
       </body>
     </body>
     <body name="button" pos="{BUTTON_CENTRE[0]} {BUTTON_CENTRE[1]} 0">
       <geom name="button_base" type="cylinder" size=".038 .011" pos="0 0 .011"/>
       <body name="button_cap" pos="0 0 .022">
-        <joint name="button" type="slide" axis="0 0 -1" range="0 {BUTTON_TRAVEL}" stiffness="60" damping="2" springref="0"/>
+        <joint name="button" type="slide" axis="0 0 -1" range="0 {BUTTON_TRAVEL}"
+          stiffness="60" damping="2" springref="0"/>
         <geom name="button_cap" type="cylinder" size=".028 .010" pos="0 0 .010" mass=".05"/>
       </body>
     </body>
@@ -167,9 +173,7 @@ class Scene:
         self._finger_qpos = [int(joint(name).qposadr[0]) for name in ("finger_left", "finger_right")]
         self._drawer_qpos = int(joint("drawer").qposadr[0])
         self._button_qpos = int(joint("button").qposadr[0])
-        self._mocap = {
-            name: int(self.model.body(name).mocapid[0]) for name in ("target", "plate", "disc")
-        }
+        self._mocap = {name: int(self.model.body(name).mocapid[0]) for name in ("target", "plate", "disc")}
         self._block_of_geom = {self.model.geom(color).id: color for color in COLORS}
         self._fingers = (self.model.geom("finger_left").id, self.model.geom("finger_right").id)
         self._in_play: tuple[str, ...] = ()
@@ -188,7 +192,9 @@ class Scene:
                 data.qpos[address : address + 3] = x, y, BLOCK_HALF
                 data.qpos[address + 3 : address + 7] = np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
             else:
-                data.qpos[address : address + 3] = _PARKED + np.array([0.2 * index, 0, -0.5 + 0.32 + BLOCK_HALF])
+                data.qpos[address : address + 3] = _PARKED + np.array(
+                    [0.2 * index, 0, -0.5 + 0.32 + BLOCK_HALF]
+                )
         data.qpos[self._drawer_qpos] = layout.drawer
         data.mocap_pos[self._mocap["plate"]] = (*layout.plate, 0)
         self._position = np.clip(np.asarray(layout.gripper, dtype=np.float64), WORKSPACE_LOW, WORKSPACE_HIGH)
@@ -204,6 +210,22 @@ class Scene:
         data.mocap_quat[target] = _quaternion(self._rotation)
         mujoco.mj_forward(self.model, data)
         mujoco.mj_step(self.model, data, settle)
+        self._place_disc()
+
+    def pose(
+        self, layout: SceneLayout, *, heights: Mapping[str, float], gap: float, button: float = 0.0
+    ) -> None:
+        """Put everything in place without physics, for pictures of scenes nobody played.
+
+        `heights`: z of blocks that do not rest on the table; `gap`: between the fingers.
+        """
+        self.reset(layout, settle=0)
+        for color, height in heights.items():
+            self.data.qpos[self._block_qpos[color] + 2] = height
+        for address in self._finger_qpos:
+            self.data.qpos[address] = gap / 2
+        self.data.qpos[self._button_qpos] = button
+        mujoco.mj_kinematics(self.model, self.data)
         self._place_disc()
 
     def step(self, action: Float32[np.ndarray, "7"]) -> None:
@@ -238,7 +260,8 @@ class Scene:
             ]
         )
         blocks = {
-            color: qpos[self._block_qpos[color] : self._block_qpos[color] + 3].copy() for color in self._in_play
+            color: qpos[self._block_qpos[color] : self._block_qpos[color] + 3].copy()
+            for color in self._in_play
         }
         return SceneState(
             gripper=qpos[address : address + 3].copy(),
@@ -259,7 +282,9 @@ class Scene:
             set(pairs[pairs[:, 1] == finger, 0].tolist()) | set(pairs[pairs[:, 0] == finger, 1].tolist())
             for finger in self._fingers
         ]
-        return next((color for geom, color in self._block_of_geom.items() if geom in touched[0] & touched[1]), None)
+        return next(
+            (color for geom, color in self._block_of_geom.items() if geom in touched[0] & touched[1]), None
+        )
 
     def _place_disc(self) -> None:
         """The dark disc below the gripper stands in for its shadow: a cue for height."""
@@ -283,7 +308,7 @@ def _quaternion(rotation: Float[np.ndarray, "3"]) -> Float[np.ndarray, "4"]:
     )
 
 
-def before_drawer(spot: Float[np.ndarray, "_"]) -> bool:
+def before_drawer(spot: Float[np.ndarray, "axes"]) -> bool:
     """Whether x, y lies where the opening drawer and a gripper at its handle need room."""
     return bool(spot[0] < -0.05 and spot[1] > -0.02)
 

@@ -34,8 +34,16 @@ PHRASINGS: Mapping[str, tuple[str, ...]] = {
     "reach": ("reach the {0} block", "move to the {0} block", "go to the {0} block"),
     "lift": ("lift the {0} block", "pick up the {0} block", "raise the {0} block"),
     "push_left": ("push the {0} block left", "slide the {0} block to the left", "move the {0} block left"),
-    "push_right": ("push the {0} block right", "slide the {0} block to the right", "move the {0} block right"),
-    "place": ("place the {0} block on the plate", "put the {0} block on the plate", "set the {0} block on the plate"),
+    "push_right": (
+        "push the {0} block right",
+        "slide the {0} block to the right",
+        "move the {0} block right",
+    ),
+    "place": (
+        "place the {0} block on the plate",
+        "put the {0} block on the plate",
+        "set the {0} block on the plate",
+    ),
     "stack": (
         "stack the {0} block on the {1} block",
         "put the {0} block on the {1} block",
@@ -136,7 +144,9 @@ def sensible(assignment: Assignment, state: SceneState) -> bool:
         case "push_left" | "push_right":
             sign = -1.0 if assignment.task == "push_left" else 1.0
             ahead = [o for o in others if abs(o[1] - block[1]) < 0.05 and 0 < sign * (o[0] - block[0]) < 0.13]
-            behind = [o for o in others if abs(o[1] - block[1]) < 0.05 and 0 < -sign * (o[0] - block[0]) < 0.12]
+            behind = [
+                o for o in others if abs(o[1] - block[1]) < 0.05 and 0 < -sign * (o[0] - block[0]) < 0.12
+            ]
             room = sign * block[0] < 0.11 and -sign * block[0] < 0.165
             return bool(on_table and not ahead and not behind and room)
         case "place":
@@ -169,7 +179,9 @@ def candidates(task: str, state: SceneState) -> list[Assignment]:
 
 
 def _covered(block: np.ndarray, others: Sequence[np.ndarray]) -> bool:
-    return any(o[2] > block[2] + BLOCK_HALF and np.linalg.norm(o[:2] - block[:2]) < 2 * BLOCK_HALF for o in others)
+    return any(
+        o[2] > block[2] + BLOCK_HALF and np.linalg.norm(o[:2] - block[:2]) < 2 * BLOCK_HALF for o in others
+    )
 
 
 def _reachable(block: np.ndarray) -> bool:

@@ -1,0 +1,292 @@
+"""Carrying a trial out: demonstrations, training, evaluation, each done once and continued where it stopped.
+
+torch is imported by the steps that need it, so that making demonstrations, the random policy and finding everything
+done stay quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vlm4vla.backbones.registry import resolve
+from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
+from vlm4vla.core.actions import ActionSpec
+from vlm4vla.core.errors import RecipeError, RunError, VLAError, unknown_name
+from vlm4vla.core.interfaces import ChunkPredictor
+from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, Trial, fingerprint, from_json, to_json
+from vlm4vla.core.types import Demonstration
+from vlm4vla.demonstrations.packed import PackedSource, write_packed
+from vlm4vla.studies.display import Display, TrialView, time_left
+from vlm4vla.studies.presets import RANDOM_POLICY
+from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, write_json
+
+BATCH = 16
+"""Observations per forward pass of a rollout."""
+_DIGESTED_BYTES = 1 << 22
+_FOREVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """How work is spread over this machine. Nothing here changes a result."""
+
+    demonstration_processes: int = 2
+    train_processes: int = 1
+    """More than one: under torchrun."""
+    workers: int = 2
+    """Processes that step environments; 0: the one that predicts."""
+    videos: int = 0
+    """Episodes of each task and evaluation that are recorded."""
+    device: str = "auto"
+    """`auto`: cuda where there is one."""
+    mirrors: tuple[str, ...] = ()
+    progress: bool = True
+
+
+def run_trial(
+    trial: Trial,
+    store: RunStore,
+    *,
+    resources: Resources | None = None,
+    evaluated: bool = True,
+    notes: Mapping[str, Any] | None = None,
+) -> Status:
+    """Do whatever of a trial is not done yet, with or without its evaluations.
+
+    `notes` are recorded in the provenance of a new trial. Raises: RecipeError before anything is done, later RunError
+    naming the folder, whose status.json then says `failed`; the same call tries again.
+    """
+    resources = resources or Resources()
+    check(trial)
+    try:
+        with store.open(trial, facts=facts_of(trial), notes=notes) as run:
+            if run.is_done(evaluated=evaluated):
+                return run.status
+            run.begin()
+            if is_trained(trial):
+                with run.phase("demonstrations"):
+                    demonstrations = make_demonstrations(trial.demonstrations, store, resources)
+                with run.phase("train"):
+                    _train(trial, run, demonstrations, resources)
+            if evaluated:
+                with run.phase("evaluate"):
+                    run_evaluations(trial, run, resources)
+            run.update(state="done")
+            return run.status
+    except VLAError as error:
+        where = store.folder(trial)
+        text = str(error) if str(where) in str(error) else f"{error} (in {where})"
+        raise RunError(f"{trial.name}: {text}") from error
+
+
+def is_trained(trial: Trial) -> bool:
+    """False for the random policy."""
+    return trial.policy.backbone != RANDOM_POLICY
+
+
+def check(trial: Trial) -> None:
+    """Find what is wrong with a recipe before any work is done.
+
+    Raises: RecipeError for unknown names and impossible combinations, BackboneError for a backbone that is not there.
+    """
+    if is_trained(trial):
+        _maker(trial.demonstrations)
+        backbone = resolve(trial.policy.backbone)
+        if Path(backbone.location).is_absolute() and not Path(backbone.location).is_dir():
+            raise RecipeError(
+                f"backbone {backbone.name!r}: its weights are not in this installation ({backbone.location}). "
+                "Make some with `vlm4vla models build-tiny` and name their folder."
+            )
+    for recipe in trial.evaluations:
+        make_benchmark(recipe)
+        if not 1 <= recipe.execute <= trial.policy.horizon:
+            raise RecipeError(
+                f"an evaluation of {trial.name!r} executes {recipe.execute} actions of each chunk, but the policy "
+                f"predicts {trial.policy.horizon}; choose 1 to {trial.policy.horizon}"
+            )
+
+
+def facts_of(trial: Trial) -> dict[str, Any]:
+    """What a trial's result depends on beside its recipe: the demonstrations' and the backbone's content."""
+    if not is_trained(trial):
+        return {"demonstrations": None, "backbone": None}
+    location = resolve(trial.policy.backbone).location
+    folder = Path(location).expanduser()
+    return {
+        "demonstrations": _maker(trial.demonstrations).demonstrations_fingerprint(trial.demonstrations),
+        "backbone": _digest(folder) if folder.is_dir() else location,
+    }
+
+
+def make_demonstrations(recipe: DemonstrationRecipe, store: RunStore, resources: Resources) -> Path:
+    """The packed folder of a recipe's demonstrations, made unless it is there."""
+    maker = _maker(recipe)
+    identity = maker.demonstrations_fingerprint(recipe)
+    folder = store.demonstrations(identity)
+    with locked(folder.with_name(f".{identity}.lock"), what="these demonstrations", patience=_FOREVER):
+        if not folder.exists():
+            for leftover in folder.parent.glob(f".{identity}.partial-*"):
+                shutil.rmtree(leftover)
+        made = maker.generate_demonstrations(recipe, processes=resources.demonstration_processes)
+        counted = _counted(made, recipe.episodes, shown=resources.progress)
+        return write_packed(
+            counted, folder, name=maker.NAME, action_spec=maker.SPEC, fingerprint=identity
+        ).folder
+
+
+def run_evaluations(
+    trial: Trial, run: TrialRun, resources: Resources, *, checkpoint: Path | None = None
+) -> None:
+    """Play what is missing of a trial's evaluations, with its last checkpoint or the given one."""
+    benchmarks = [make_benchmark(recipe) for recipe in trial.evaluations]
+    run.update(episodes=sum(len(benchmark.episodes()) for benchmark in benchmarks))
+    spec = benchmarks[0].action_spec if benchmarks else None
+    if spec is not None:
+        predictor = _predictor(trial, run.folder, checkpoint, spec, resources)
+        for recipe in trial.evaluations:
+            run_evaluation(predictor, recipe, run.folder, resources)
+
+
+def run_evaluation(
+    predictor: ChunkPredictor, recipe: EvaluationRecipe, folder: Path, resources: Resources
+) -> None:
+    """Play what is missing of one evaluation into a trial's folder."""
+    where = folder / "evaluations" / fingerprint(recipe)
+    where.mkdir(parents=True, exist_ok=True)
+    if not (where / "evaluation.json").exists():
+        write_json(where / "evaluation.json", to_json(recipe))
+    elif (
+        from_json(
+            EvaluationRecipe, read_json(where / "evaluation.json"), where=str(where / "evaluation.json")
+        )
+        != recipe
+    ):
+        raise RunError(f"{where / 'evaluation.json'}: was changed by hand; delete {where} to evaluate again")
+    evaluate(
+        predictor,
+        make_benchmark(recipe),
+        execute=recipe.execute,
+        folder=where,
+        # Others step while one batch is predicted; in one process nothing happens at the same time.
+        environments=2 * BATCH if resources.workers else BATCH,
+        workers=resources.workers,
+        videos=resources.videos,
+        progress=resources.progress,
+    )
+
+
+def _train(trial: Trial, run: TrialRun, demonstrations: Path, resources: Resources) -> None:
+    device = _device(resources.device)
+    if resources.train_processes > 1:
+        _train_in_processes(trial, run, demonstrations, resources, device)
+        return
+    from vlm4vla.training.train import train
+
+    train(
+        trial,
+        PackedSource(demonstrations),
+        run.folder,
+        device=device,
+        progress=resources.progress,
+        provenance=read_json(run.folder / "provenance.json"),
+        mirrors=resources.mirrors,
+    )
+
+
+def _train_in_processes(
+    trial: Trial, run: TrialRun, demonstrations: Path, resources: Resources, device: str
+) -> None:
+    from vlm4vla.training.worker import launch_command
+
+    arguments = [str(run.folder / "trial.json"), str(demonstrations), str(run.folder), "--device", device]
+    arguments += ["--provenance", str(run.folder / "provenance.json"), "--quiet"]
+    arguments += [part for mirror in resources.mirrors for part in ("--mirror", mirror)]
+    log = run.folder / "train.log"
+    with log.open("wb") as output, Display(shown=resources.progress) as display:
+        process = subprocess.Popen(
+            launch_command(resources.train_processes, arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+            # Should this process be killed, the training keeps the folder locked for as long as it goes on.
+            pass_fds=[run.lock],
+        )
+        try:
+            view = TrialView(trial, run.folder)
+            while process.poll() is None:
+                display.show([view.line()])
+                display.wait()
+        finally:
+            process.terminate()
+            process.wait()
+    if process.returncode:
+        raise RunError(f"training ended with an error: {last_words(log)}")
+
+
+def last_words(log: Path) -> str:
+    """What a process that failed said about it: its `error:` line, else the end of its output."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    told = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
+    return told[0] if told else f"{lines[-1] if lines else 'it printed nothing'} (all of it: {log})"
+
+
+def _predictor(
+    trial: Trial, folder: Path, checkpoint: Path | None, spec: ActionSpec, resources: Resources
+) -> ChunkPredictor:
+    if not is_trained(trial):
+        return RandomPredictor(spec, trial.policy.horizon, seed=trial.train.seed)
+    device = _device(resources.device)
+    from vlm4vla.policies.predictor import Predictor
+    from vlm4vla.policies.vla import VLA
+    from vlm4vla.training.checkpoints import latest_checkpoint
+
+    latest = checkpoint or latest_checkpoint(folder / "checkpoints")
+    if latest is None:
+        raise RunError(f"{folder}: no checkpoint, so there is nothing to evaluate; train it first")
+    return Predictor(VLA.from_pretrained(latest).to(device), batch_size=BATCH)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # at the sizes that CPUs train, a second thread costs more than it brings
+    return name
+
+
+def _maker(recipe: DemonstrationRecipe) -> ModuleType:
+    """The module that makes a source's demonstrations."""
+    if recipe.source != "tabletop":
+        raise unknown_name("source of demonstrations", recipe.source, ["tabletop"])
+    from vlm4vla.benchmarks.tabletop import generate
+
+    return generate
+
+
+def _counted(made: Iterator[Demonstration], total: int, *, shown: bool) -> Iterator[Demonstration]:
+    with Display(shown=shown) as display:
+        for count, demonstration in enumerate(made, start=1):
+            yield demonstration
+            left = time_left(display.seconds, count, total)
+            display.show([f"demonstrations   {count:,} of {total:,} made{left}"], last=count == total)
+
+
+def _digest(folder: Path) -> str:
+    """Changes when other weights are put into a checkpoint folder: sizes and the first megabytes of its files."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(_DIGESTED_BYTES))
+    return digest.hexdigest()[:12]

@@ -1,0 +1,130 @@
+"""Several trials side by side, each in a process of its own with one thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm4vla.core.errors import RunError
+from vlm4vla.core.recipes import Trial
+from vlm4vla.studies.display import Display, TrialView
+from vlm4vla.studies.execute import (
+    Resources,
+    check,
+    facts_of,
+    is_trained,
+    last_words,
+    make_demonstrations,
+)
+from vlm4vla.studies.runs import RunStore, read_status
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_GOODBYE_SECONDS = 10.0
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    store: RunStore,
+    *,
+    processes: int = 2,
+    resources: Resources | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Do whatever of the trials is not done yet, `processes` of them at a time.
+
+    Demonstrations are made before, once for all. One trial's failure does not stop the others. Raises: RecipeError
+    before anything is done; in the end RunError naming the trials that failed and their folders.
+    """
+    resources = resources or Resources()
+    for trial in trials:
+        check(trial)
+    missing = [trial for trial in trials if not _prepared(trial, store, resources, notes)]
+    views = [TrialView(trial, store.folder(trial)) for trial in trials]
+    failed: list[str] = []
+    pending, running = deque(missing), list[_Job]()
+    with Display(shown=resources.progress and bool(missing)) as display:
+        try:
+            while pending or running:
+                while pending and len(running) < processes:
+                    running.append(_Job(pending.popleft(), store, resources))
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    failed += job.failure()
+                _show(views, display, last=not (pending or running))
+                display.wait()
+        finally:
+            for job in running:
+                job.interrupt()
+    if failed:
+        raise RunError("\n".join(failed))
+
+
+@dataclass
+class _Job:
+    """A trial in a child process."""
+
+    trial: Trial
+    store: RunStore
+    resources: dataclasses.InitVar[Resources]
+
+    def __post_init__(self, resources: Resources) -> None:
+        self.folder = self.store.folder(self.trial)
+        self._log = self.folder / "worker.log"
+        # One thread, one process: its neighbours have the other cores.
+        alone = dataclasses.replace(resources, workers=0, train_processes=1, progress=False)
+        command = [sys.executable, "-m", "vlm4vla.studies.worker", str(self.store.root), str(self.folder)]
+        with self._log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*command, json.dumps(dataclasses.asdict(alone))],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **_ONE_THREAD, "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"},
+                start_new_session=True,  # Ctrl-C is ours to pass on
+            )
+
+    def failure(self) -> list[str]:
+        """What to tell about a process that has ended; nothing when all went well."""
+        code = self.process.returncode
+        if code == 0:
+            return []
+        if code < 0:
+            how = f"its process was ended by signal {-code} ({signal.strsignal(-code)})"
+            return [f"{self.trial.name}: {how} (in {self.folder}); run the same again to continue"]
+        status = read_status(self.folder)
+        told = status.error if status and status.state == "failed" else last_words(self._log)
+        return [f"{self.trial.name}: {told} (in {self.folder})"]
+
+    def interrupt(self) -> None:
+        """End the process as Ctrl-C would; it continues from its last checkpoint another time."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(timeout=_GOODBYE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _prepared(trial: Trial, store: RunStore, resources: Resources, notes: Mapping[str, Any] | None) -> bool:
+    """Whether a trial is done; if not, it has its folder and its demonstrations then."""
+    with store.open(trial, facts=facts_of(trial), notes=notes) as run:
+        if run.is_done(evaluated=True):
+            return True
+        run.begin()
+        if is_trained(trial):
+            with run.phase("demonstrations"):
+                make_demonstrations(trial.demonstrations, store, resources)
+        return False
+
+
+def _show(views: Sequence[TrialView], display: Display, *, last: bool) -> None:
+    width = max(len(view.name) for view in views)
+    display.show([view.line(width=width) for view in views], last=last)
