@@ -57,7 +57,7 @@ class Encoder:
         """`prompt` holds `{image}` and `{instruction}`; `image_tokens` slots replace the image; sizes in pixels."""
         self.image_size = image_size
         self.image_tokens = image_tokens
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         before, self._after = prompt.split("{image}")
         self.image_id = self._special_id(image_token)
         self.query_id = self._special_id(query_token)
@@ -70,7 +70,7 @@ class Encoder:
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a piece of prompt, special tokens recognised, none added."""
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids) if text else []
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
 
     def prefix_ids(self) -> list[int]:
         """What stands before any text: the prompt's start and the image tokens."""
@@ -112,8 +112,8 @@ class Encoder:
         return torch.cat([resize(image[None], self.image_size) for image in images])
 
     def _special_id(self, token: str) -> int:
-        index = self._tokenizer.convert_tokens_to_ids(token)
-        if not isinstance(index, int) or index == self._tokenizer.unk_token_id:
+        index = self.tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(index, int) or index == self.tokenizer.unk_token_id:
             raise BackboneError(
                 f"the checkpoint's tokenizer lacks the token {token!r}, which this family needs. "
                 "Is this a checkpoint of another family, or are tokenizer files missing?"

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vlm4vla.benchmarks.tabletop.scene import COLORS
-from vlm4vla.benchmarks.tabletop.scenes import THINGS, SceneBatch
+from vlm4vla.benchmarks.tabletop.scenes import THINGS, VISIBLE, SceneBatch
 
 AREAS = 8
 PLACES = 64
@@ -24,8 +24,6 @@ _OFFSET_RANGE = 0.35
 _OFFSET_POWER = 0.6
 """Below 1: finer near zero, where a hand needs it."""
 _GRIPPER = THINGS.index("gripper")
-_VISIBLE = 0.0012
-"""Share of the picture below which a thing is not asked for: five pixels of 64 x 64."""
 _NAMES = (*(f"{color} block" for color in COLORS), "plate", "drawer handle", "button", "gripper")
 
 
@@ -193,7 +191,7 @@ def example_texts() -> list[str]:
 
 
 def _visible(scenes: SceneBatch, row: int) -> Sequence[int]:
-    return [int(thing) for thing in np.flatnonzero(scenes.visible[row] > _VISIBLE)]
+    return [int(thing) for thing in np.flatnonzero(scenes.visible[row] > VISIBLE)]
 
 
 def _pick(things: Sequence[int], rng: np.random.Generator) -> int | None:

@@ -90,19 +90,28 @@ def neighbour_targets(
     return table
 
 
-def answer_loss(
-    model: PreTrainedModel,
-    native: NativeInputs,
-    batch: Conversations,
-    target_table: Float[Tensor, "rows rows"],
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy over answer tokens; logits are computed at these positions alone."""
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model says where it is asked."""
+
+    logits: Float[Tensor, "asked rows"]
+    targets: Int64[Tensor, " asked"]
+    image_states: Float[Tensor, "batch tokens hidden"]
+    """The last hidden states of the image tokens."""
+
+    def loss(self, target_table: Float[Tensor, "rows rows"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy over answer tokens against the soft targets of `neighbour_targets`."""
+        log_probabilities = torch.log_softmax(self.logits.float(), dim=-1)
+        return -(target_table[self.targets] * log_probabilities).sum(dim=-1).mean()
+
+
+def answer(model: PreTrainedModel, native: NativeInputs, batch: Conversations) -> Answers:
+    """The model's answers, each token given those before it; logits are computed at these positions alone."""
     arguments = native(model, batch.input_ids, batch.images)
     states = model.base_model(**arguments, use_cache=False).last_hidden_state
     asked = batch.targets >= 0
-    logits = model.get_output_embeddings()(states[asked])
-    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-    return -(target_table[batch.targets[asked]] * log_probabilities).sum(dim=-1).mean()
+    image = slice(native.image_start, native.image_start + native.image_tokens)
+    return Answers(model.get_output_embeddings()(states[asked]), batch.targets[asked], states[:, image])
 
 
 def cosine_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
@@ -113,11 +122,16 @@ def cosine_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def shuffled(count: int, batch_size: int, *, seed: int) -> Iterator[Int64[np.ndarray, " batch"]]:
-    """Endless batches of row numbers; every row once per epoch; a pure function of the arguments."""
-    epoch = 0
+def shuffled(
+    count: int, batch_size: int, *, seed: int, start: int = 0
+) -> Iterator[Int64[np.ndarray, " batch"]]:
+    """Endless batches of row numbers from batch `start` on; every row at most once per epoch.
+
+    A pure function of the arguments.
+    """
+    epoch, first = divmod(start, count // batch_size)
     while True:
         order = np.random.default_rng([seed, epoch]).permutation(count)
-        for start in range(0, count - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
-        epoch += 1
+        for index in range(first, count // batch_size):
+            yield order[index * batch_size : (index + 1) * batch_size]
+        epoch, first = epoch + 1, 0

@@ -308,7 +308,7 @@ def _quaternion(rotation: Float[np.ndarray, "3"]) -> Float[np.ndarray, "4"]:
     )
 
 
-def before_drawer(spot: Float[np.ndarray, "axes"]) -> bool:
+def before_drawer(spot: Float[np.ndarray, " axes"]) -> bool:
     """Whether x, y lies where the opening drawer and a gripper at its handle need room."""
     return bool(spot[0] < -0.05 and spot[1] > -0.02)
 

@@ -32,6 +32,8 @@ from vlm4vla.benchmarks.tabletop.scene import (
 
 THINGS = (*COLORS, "plate", "handle", "button", "gripper")
 """Whatever a question can be about, in the order of `SceneBatch` columns."""
+VISIBLE = 0.0012
+"""Share of the picture below which a thing is asked for by nobody: five pixels of 64 x 64."""
 _GEOMS = (*COLORS, "plate", "handle", "button_cap", "finger")
 
 
@@ -95,7 +97,7 @@ def _sample_batch(seed: int, image_size: int, indices: range) -> SceneBatch:
             state.gripper,
         )
         for column, position in enumerate(rest, start=len(COLORS)):
-            positions[row, column] = position
+            positions[row, column] = np.asarray(position)
         shown = columns[renderer.segmentation().ravel()]
         visible[row] = np.bincount(shown[shown >= 0], minlength=len(THINGS)) / image_size**2
         drawer[row] = state.drawer / DRAWER_TRAVEL

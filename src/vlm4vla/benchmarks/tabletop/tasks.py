@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from vlm4vla.benchmarks.tabletop.scene import (
     BLOCK_HALF,
     BUTTON_TRAVEL,
+    COLORS,
     DRAWER_TRAVEL,
     PLATE_RADIUS,
     PLATE_TOP,
@@ -56,9 +58,20 @@ MAX_STEPS: Mapping[str, int] = {
     **dict.fromkeys(TIERS["two-object"], 60),
 }
 
+
 REACH_DISTANCE = 0.028
 LIFT_HEIGHT = 0.05
 PUSH_DISTANCE = 0.05
+
+
+def instructions() -> list[str]:
+    """Every phrasing of every task with every colour, for a tokenizer to learn the words from."""
+    return [
+        phrasing.format(first, second)
+        for phrasings in PHRASINGS.values()
+        for phrasing in phrasings
+        for first, second in itertools.permutations(COLORS, 2)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,281 @@
+"""The pretraining of the tiny backbones: from random weights to knowing what things are called and where they are.
+
+Two stages on the same pictures of random Tabletop scenes, never those of episodes or demonstrations:
+
+1. dense grounding of vision tower and projector (`tuning.dense`);
+2. conversations (`tuning.questions`) through the whole model, with dense grounding beside them.
+
+The result is an ordinary Hugging Face folder in bf16, with `pretraining.json`: recipe, scores, software, time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from vlm4vla import __version__
+from vlm4vla.backbones import loading
+from vlm4vla.backbones.backbone import Backbone
+from vlm4vla.backbones.families import FAMILIES
+from vlm4vla.backbones.kernels import patches_as_rows_
+from vlm4vla.backbones.tiny import TINY_SIZES, build_tiny
+from vlm4vla.benchmarks.tabletop.scenes import SceneBatch, sample_scenes
+from vlm4vla.benchmarks.tabletop.tasks import instructions
+from vlm4vla.core.errors import RecipeError, RunError, unknown_name
+from vlm4vla.core.recipes import fingerprint, to_json
+from vlm4vla.tuning.dense import DenseProbe, image_features
+from vlm4vla.tuning.questions import AnswerTokens, SceneQuestions, example_texts
+from vlm4vla.tuning.tune import Answers, ConversationEncoder, answer, cosine_rate, neighbour_targets, shuffled
+
+CARD = "pretraining.json"
+_STATE = "unfinished.safetensors"
+_SAVE_SECONDS = 60.0
+_HELD_OUT = 512
+"""Scenes on which scores are measured and nothing is trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainRecipe:
+    """Whatever decides the weights."""
+
+    family: str
+    scenes: int = 60_000
+    dense_steps: int = 3000
+    dense_rate: float = 3e-3
+    steps: int = 2500
+    learning_rate: float = 2e-3
+    batch_size: int = 32
+    turns: int = 5
+    """Questions per picture."""
+    dense_weight: float = 0.5
+    """Of dense grounding beside the answers' loss."""
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+def build(
+    name: str,
+    folder: Path,
+    *,
+    scenes: int = 60_000,
+    steps: int | None = None,
+    seed: int = 0,
+    processes: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Pretrain the tiny member of a family from random weights and return its folder.
+
+    `name` is `tiny-qwen3-vl` or `qwen3-vl`; `steps` shortens both stages to as many; `processes` make pictures.
+    An interrupted call goes on where it last saved, once a minute; a finished folder is left as it is.
+
+    Raises: RecipeError for an unknown name or too few scenes; RunError when the folder holds something else.
+    """
+    family = name.removeprefix("tiny-")
+    if family not in FAMILIES:
+        raise unknown_name("tiny backbone", name, [f"tiny-{known}" for known in FAMILIES])
+    if scenes < 2 * _HELD_OUT:
+        raise RecipeError(f"pretraining needs at least {2 * _HELD_OUT} scenes, not {scenes}")
+    recipe = PretrainRecipe(family=family, scenes=scenes, seed=seed)
+    if steps is not None:
+        recipe = dataclasses.replace(recipe, dense_steps=steps, steps=steps)
+    if (folder / CARD).exists():
+        made = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        if made["recipe"] != to_json(recipe):
+            raise RunError(
+                f"{folder}: holds a VLM of another recipe ({folder / CARD}); choose another folder"
+            )
+        return folder
+    if folder.exists():
+        raise RunError(f"{folder}: exists and is no finished pretraining; choose another folder")
+    partial = folder.with_name(f".{folder.name}.{fingerprint(recipe)}.partial")
+    if not (partial / "config.json").exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        texts = [*example_texts(), *instructions()]
+        build_tiny(family, None, partial, texts=texts, seed=seed, extra_tokens=AnswerTokens().extra())
+    if progress:
+        print(f"{name}: {scenes:,} pictures", flush=True)
+    pictures = _pictures(scenes, TINY_SIZES[family].image_size, seed, processes)
+    run = _Pretraining(recipe, partial, pictures, progress=progress)
+    run.run()
+    scores = run.scores()
+    with loading.quiet():
+        run.model.to(torch.bfloat16).save_pretrained(partial)
+    card = {
+        "recipe": to_json(recipe),
+        "scores": scores,
+        "seconds": round(run.seconds),
+        "vlm4vla": __version__,
+    }
+    card |= {"torch": torch.__version__.partition("+")[0]}
+    (partial / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (partial / _STATE).unlink(missing_ok=True)
+    partial.rename(folder)
+    return folder
+
+
+class _Pretraining:
+    """Model, optimizer and where they are."""
+
+    def __init__(self, recipe: PretrainRecipe, folder: Path, pictures: SceneBatch, *, progress: bool) -> None:
+        self.recipe, self.folder, self.pictures = recipe, folder, pictures
+        self.progress = progress
+        self.seconds = 0.0
+        backbone = Backbone.from_pretrained(
+            folder, prompt="short", image_size=TINY_SIZES[recipe.family].image_size, seed=recipe.seed
+        )
+        self.native, tokenizer = backbone.native, backbone.encoder.tokenizer
+        with loading.quiet():
+            self.model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation=backbone.family.attention,
+                use_safetensors=True,
+            )
+        patches_as_rows_(self.model)
+        self.probe = DenseProbe(backbone.hidden_size, self.native.image_tokens, seed=recipe.seed)
+        tokens = AnswerTokens()
+        self.questions = SceneQuestions(tokens)
+        self.encode = ConversationEncoder(backbone.encoder, end=tokenizer.eos_token_id)
+        groups = [
+            [int(tokenizer.convert_tokens_to_ids(token)) for token in group] for group in tokens.ordered()
+        ]
+        self.targets = neighbour_targets(len(tokenizer), groups)
+        self.groups = {"place": groups[0], "offset": groups[1]}
+        self.parameters = [*self.model.parameters(), *self.probe.parameters()]
+
+    def run(self) -> None:
+        """Both stages, from where they were interrupted."""
+        recipe = self.recipe
+        stages = (
+            ("dense", recipe.dense_steps, recipe.dense_rate),
+            ("answers", recipe.steps, recipe.learning_rate),
+        )
+        decay = recipe.weight_decay
+        optimizers = [
+            torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+            for _, _, rate in stages
+        ]
+        begun, done = self._restore(optimizers)
+        for number in range(begun, len(stages)):
+            name, steps, rate = stages[number]
+            self._stage(number, name, steps, rate, optimizers[number], done if number == begun else 0)
+
+    def _stage(
+        self, number: int, name: str, steps: int, rate: float, optimizer: torch.optim.Optimizer, start: int
+    ) -> None:
+        recipe = self.recipe
+        train_on = recipe.scenes - _HELD_OUT
+        self.model.train()
+        mark = saved = told = time.monotonic()
+        batches = shuffled(train_on, recipe.batch_size, seed=recipe.seed + number, start=start)
+        for step, rows in zip(range(start, steps), batches, strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = cosine_rate(step, steps=steps, warmup=min(100, steps // 10), peak=rate)
+            loss = self._dense_loss(rows) if name == "dense" else self._answer_loss(rows, step)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            now = time.monotonic()
+            self.seconds += now - mark
+            mark = now
+            if self.progress and (now - told > 10 or step + 1 == steps):
+                told = now
+                print(f"{recipe.family} {name} {step + 1:5} of {steps}   loss {loss.item():.3f}", flush=True)
+            if now - saved > _SAVE_SECONDS:
+                saved = now
+                self._save(number, step + 1, optimizer)
+
+    def _dense_loss(self, rows: Int64[np.ndarray, " batch"]) -> Float[Tensor, ""]:
+        images = torch.from_numpy(self.pictures.images[rows])
+        loss: Tensor = self.probe(image_features(self.model, self.native, images), self.pictures, rows)
+        return loss
+
+    def _answer_loss(self, rows: Int64[np.ndarray, " batch"], step: int) -> Float[Tensor, ""]:
+        given = self._answers(rows, np.random.default_rng([self.recipe.seed, 1, step]))
+        dense = self.probe(given.image_states, self.pictures, rows)
+        return given.loss(self.targets) + self.recipe.dense_weight * dense
+
+    def _answers(self, rows: Int64[np.ndarray, " batch"], rng: np.random.Generator) -> Answers:
+        turns = [self.questions.draw(self.pictures, int(row), self.recipe.turns, rng) for row in rows]
+        return answer(self.model, self.native, self.encode(self.pictures.images[rows], turns))
+
+    @torch.no_grad()
+    def scores(self) -> dict[str, float]:
+        """On scenes that were not trained on: loss, and mean absolute errors of places and distances in bins."""
+        self.model.eval()
+        rng = np.random.default_rng([self.recipe.seed, 2])
+        every: dict[str, list[float]] = {}
+        for rows in np.arange(self.recipe.scenes - _HELD_OUT, self.recipe.scenes).reshape(-1, 64):
+            given = self._answers(rows, rng)
+            every.setdefault("loss", []).append(given.loss(self.targets).item())
+            right = (given.logits.argmax(-1) == given.targets).float()
+            exact = torch.ones_like(right, dtype=torch.bool)
+            for kind, ids in self.groups.items():
+                asked = torch.isin(given.targets, torch.tensor(ids))
+                exact &= ~asked
+                shares = given.logits[asked][:, ids].softmax(-1)
+                expected = shares @ torch.arange(len(ids), dtype=torch.float32)
+                error = (expected - (given.targets[asked] - ids[0])).abs().mean()
+                every.setdefault(f"{kind}_error", []).append(error.item())
+            every.setdefault("other_tokens_right", []).append(right[exact].mean().item())
+            dense = self.probe.errors(given.image_states, self.pictures, rows)
+            for name, value in dataclasses.asdict(dense).items():
+                every.setdefault(f"dense_{name}", []).append(value)
+        return {name: round(float(np.mean(values)), 4) for name, values in every.items()}
+
+    def _save(self, stage: int, step: int, optimizer: torch.optim.Optimizer) -> None:
+        tensors = {f"parameter/{i}": parameter.detach() for i, parameter in enumerate(self.parameters)}
+        for index, parameter in enumerate(self.parameters):
+            moments = optimizer.state.get(parameter, {})
+            tensors |= {f"{kind}/{index}": value for kind, value in moments.items()}
+        facts = {"stage": stage, "step": step, "seconds": self.seconds}
+        unfinished = self.folder / f".{_STATE}"
+        save_file(tensors, unfinished, metadata={"facts": json.dumps(facts)})
+        unfinished.replace(self.folder / _STATE)
+
+    def _restore(self, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, int]:
+        """Go back to what was saved last, if anything was: stage and step from which to go on."""
+        path = self.folder / _STATE
+        if not path.exists():
+            return 0, 0
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise RunError(f"{path}: damaged ({error}); delete {self.folder} and start again") from error
+        for key, value in tensors.items():
+            kind, index = key.split("/")
+            parameter = self.parameters[int(index)]
+            if kind == "parameter":
+                with torch.no_grad():
+                    parameter.copy_(value)
+            else:
+                optimizers[facts["stage"]].state[parameter][kind] = value
+        self.seconds = facts["seconds"]
+        return facts["stage"], facts["step"]
+
+
+@functools.lru_cache(maxsize=1)
+def _pictures(count: int, size: int, seed: int, processes: int) -> SceneBatch:
+    """Kept for the next family."""
+    batches = list(sample_scenes(count, seed=seed, image_size=size, processes=processes))
+    columns = [field.name for field in dataclasses.fields(SceneBatch)]
+    return SceneBatch(
+        **{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in columns}
+    )
