@@ -23,11 +23,11 @@ from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import RecipeError, RunError, VLAError, unknown_name
 from vlm4vla.core.interfaces import ChunkPredictor
 from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, Trial, fingerprint, from_json, to_json
-from vlm4vla.core.types import Demonstration
+from vlm4vla.core.types import Demonstration, EpisodeResult
 from vlm4vla.demonstrations.packed import PackedSource, write_packed
 from vlm4vla.studies.display import Display, TrialView, time_left
 from vlm4vla.studies.presets import RANDOM_POLICY
-from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, write_json
+from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, read_trial, write_json
 
 BATCH = 16
 """Observations per forward pass of a rollout."""
@@ -156,10 +156,31 @@ def run_evaluations(
             run_evaluation(predictor, recipe, run.folder, resources)
 
 
+def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources) -> list[EpisodeResult]:
+    """Play what is missing of an evaluation of a trial's folder or of a checkpoint, into its `evaluations`.
+
+    Raises: RunError when the folder is neither, ActionSpecMismatch when its policy acts in another convention.
+    """
+    benchmark = make_benchmark(recipe)
+    if (folder / "trial.json").exists():
+        trial = read_trial(folder)
+        with locked(folder / ".lock", what=f"the trial {trial.name!r}"):
+            predictor = _predictor(trial, folder, None, benchmark.action_spec, resources)
+            return run_evaluation(predictor, recipe, folder, resources)
+    if not (folder / "policy.json").exists():
+        raise RunError(f"{folder}: neither a trial's folder (trial.json) nor a checkpoint (policy.json)")
+    return run_evaluation(_load(folder, resources), recipe, folder, resources)
+
+
 def run_evaluation(
     predictor: ChunkPredictor, recipe: EvaluationRecipe, folder: Path, resources: Resources
-) -> None:
-    """Play what is missing of one evaluation into a trial's folder."""
+) -> list[EpisodeResult]:
+    """Play what is missing of one evaluation into a trial's folder; every result."""
+    if not 1 <= recipe.execute <= predictor.horizon:
+        raise RecipeError(
+            f"the policy predicts {predictor.horizon} actions, so it cannot execute {recipe.execute} of them; "
+            f"choose 1 to {predictor.horizon}"
+        )
     where = folder / "evaluations" / fingerprint(recipe)
     where.mkdir(parents=True, exist_ok=True)
     if not (where / "evaluation.json").exists():
@@ -171,7 +192,7 @@ def run_evaluation(
         != recipe
     ):
         raise RunError(f"{where / 'evaluation.json'}: was changed by hand; delete {where} to evaluate again")
-    evaluate(
+    return evaluate(
         predictor,
         make_benchmark(recipe),
         execute=recipe.execute,
@@ -245,15 +266,20 @@ def _predictor(
 ) -> ChunkPredictor:
     if not is_trained(trial):
         return RandomPredictor(spec, trial.policy.horizon, seed=trial.train.seed)
-    device = _device(resources.device)
-    from vlm4vla.policies.predictor import Predictor
-    from vlm4vla.policies.vla import VLA
     from vlm4vla.training.checkpoints import latest_checkpoint
 
     latest = checkpoint or latest_checkpoint(folder / "checkpoints")
     if latest is None:
         raise RunError(f"{folder}: no checkpoint, so there is nothing to evaluate; train it first")
-    return Predictor(VLA.from_pretrained(latest).to(device), batch_size=BATCH)
+    return _load(latest, resources)
+
+
+def _load(checkpoint: Path, resources: Resources) -> ChunkPredictor:
+    device = _device(resources.device)
+    from vlm4vla.policies.predictor import Predictor
+    from vlm4vla.policies.vla import VLA
+
+    return Predictor(VLA.from_pretrained(checkpoint).to(device), batch_size=BATCH)
 
 
 def _device(name: str) -> str:

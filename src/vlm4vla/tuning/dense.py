@@ -1,7 +1,7 @@
-"""Dense grounding: every image token says which things have their centre in its cell, where in it, and how high.
+"""Dense grounding: every cell of the picture says which things have their centre in it, where exactly, and how high.
 
 A language-model loss alone teaches a vision tower drawn at random very slowly where things are: some bits per picture,
-through a language model that does not know anything either. Here every image token is told directly. The layer that
+through a language model that does not know anything either. Here every cell is told directly. The layer that
 reads the answers is thrown away afterwards; what stays is an ordinary vision tower.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -30,15 +30,15 @@ class DenseErrors:
     """How well things are found."""
 
     found: float
-    """Share of visible things whose most confident image token is the right one."""
+    """Share of visible things whose most confident cell is the right one."""
     place: float
-    """Mean absolute error along one axis, as a share of the picture's side, read off the right token."""
+    """Mean absolute error along one axis, as a share of the picture's side, read off the right cell."""
     height: float
     """Mean absolute error in metres."""
 
 
 class DenseProbe(nn.Module):
-    """Reads the image tokens' features: per token and thing a presence logit, two offsets and a height."""
+    """Reads the features of cells: per cell and thing a presence logit, two offsets and a height."""
 
     def __init__(self, hidden: int, image_tokens: int, *, seed: int) -> None:
         """Raises: BackboneError when the image tokens do not make a square grid."""
@@ -55,7 +55,7 @@ class DenseProbe(nn.Module):
 
     def forward(
         self,
-        features: Float[Tensor, "batch tokens hidden"],
+        features: Float[Tensor, "batch cells hidden"],
         scenes: SceneBatch,
         rows: Int64[np.ndarray, " batch"],
     ) -> Float[Tensor, ""]:
@@ -71,7 +71,7 @@ class DenseProbe(nn.Module):
     @torch.no_grad()
     def errors(
         self,
-        features: Float[Tensor, "batch tokens hidden"],
+        features: Float[Tensor, "batch cells hidden"],
         scenes: SceneBatch,
         rows: Int64[np.ndarray, " batch"],
     ) -> DenseErrors:
@@ -83,11 +83,11 @@ class DenseProbe(nn.Module):
 
     def _read(
         self,
-        features: Float[Tensor, "batch tokens hidden"],
+        features: Float[Tensor, "batch cells hidden"],
         scenes: SceneBatch,
         rows: Int64[np.ndarray, " batch"],
     ) -> tuple[
-        Float[Tensor, "batch tokens things values"],
+        Float[Tensor, "batch cells things values"],
         tuple[Int64[Tensor, " seen"], Int64[Tensor, " seen"], Int64[Tensor, " seen"]],
         Float[Tensor, "seen 3"],
     ]:
@@ -107,15 +107,43 @@ class DenseProbe(nn.Module):
         return answers, index, torch.from_numpy(values.astype(np.float32))
 
 
-def image_features(
-    model: PreTrainedModel, native: NativeInputs, images: Tensor
-) -> Float[Tensor, "batch tokens hidden"]:
-    """What the vision tower and the projector make of uint8 images: the features the language model gets."""
-    row = torch.zeros(len(images), native.image_start + native.image_tokens, dtype=torch.int64)
-    arguments = native(model, row, images)
-    wanted = {name: arguments[name] for name in ("pixel_values", "image_grid_thw") if name in arguments}
-    output = model.base_model.get_image_features(**wanted)
-    features = output.pooler_output if hasattr(output, "pooler_output") else output
-    if isinstance(features, list | tuple):
-        features = torch.cat(list(features))
-    return features.reshape(len(images), native.image_tokens, -1)
+class DenseFeatures:
+    """Where the features lie that dense grounding reads: one per cell of the picture.
+
+    Most VLMs have one image token per cell. Kosmos-2 has latent image tokens without a place, so the patches that
+    they look at are taken instead.
+    """
+
+    def __init__(self, vlm: PreTrainedModel, native: NativeInputs) -> None:
+        self._vlm, self._native = vlm, native
+        self._patches: Tensor | None = None
+        vision = vlm.config.vision_config
+        self.latent = hasattr(vlm.config, "latent_query_num")
+        self.hidden = vision.hidden_size if self.latent else vlm.get_input_embeddings().embedding_dim
+        self.count = (vision.image_size // vision.patch_size) ** 2 if self.latent else native.image_tokens
+        if self.latent:
+            vlm.vision_model.model.post_layernorm.register_forward_hook(self._keep)
+
+    def of_images(self, images: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch cells hidden"]:
+        """Through vision tower and projector only."""
+        native = self._native
+        row = torch.zeros(len(images), native.image_start + native.image_tokens, dtype=torch.int64)
+        arguments = native(self._vlm, row, images)
+        wanted = {name: arguments[name] for name in ("pixel_values", "image_grid_thw") if name in arguments}
+        features = self._vlm.get_image_features(**wanted).pooler_output
+        if isinstance(features, list | tuple):
+            features = torch.cat(list(features))
+        return self.of_answer(features.reshape(len(images), native.image_tokens, -1))
+
+    def of_answer(
+        self, image_states: Float[Tensor, "batch tokens hidden"]
+    ) -> Float[Tensor, "batch cells hidden"]:
+        """After a forward of the whole model: the image tokens' last hidden states, or the patches it looked at."""
+        if not self.latent:
+            return image_states
+        assert self._patches is not None
+        return self._patches
+
+    def _keep(self, module: nn.Module, arguments: object, output: Tensor) -> None:
+        if output.ndim == 3:  # the pooled output is normalised by the same module
+            self._patches = output[:, 1:]

@@ -31,13 +31,12 @@ from vlm4vla import __version__
 from vlm4vla.backbones import loading
 from vlm4vla.backbones.backbone import Backbone
 from vlm4vla.backbones.families import FAMILIES
-from vlm4vla.backbones.kernels import patches_as_rows_
 from vlm4vla.backbones.tiny import TINY_SIZES, build_tiny
 from vlm4vla.benchmarks.tabletop.scenes import SceneBatch, sample_scenes
 from vlm4vla.benchmarks.tabletop.tasks import instructions
-from vlm4vla.core.errors import RecipeError, RunError, unknown_name
+from vlm4vla.core.errors import BackboneError, RecipeError, RunError, unknown_name
 from vlm4vla.core.recipes import fingerprint, to_json
-from vlm4vla.tuning.dense import DenseProbe, image_features
+from vlm4vla.tuning.dense import DenseFeatures, DenseProbe
 from vlm4vla.tuning.questions import AnswerTokens, SceneQuestions, example_texts
 from vlm4vla.tuning.tune import Answers, ConversationEncoder, answer, cosine_rate, neighbour_targets, shuffled
 
@@ -112,8 +111,7 @@ def build(
     run = _Pretraining(recipe, partial, pictures, progress=progress)
     run.run()
     scores = run.scores()
-    with loading.quiet():
-        run.model.to(torch.bfloat16).save_pretrained(partial)
+    _save_with_head(run.vlm, partial)
     card = {
         "recipe": to_json(recipe),
         "scores": scores,
@@ -138,15 +136,9 @@ class _Pretraining:
             folder, prompt="short", image_size=TINY_SIZES[recipe.family].image_size, seed=recipe.seed
         )
         self.native, tokenizer = backbone.native, backbone.encoder.tokenizer
-        with loading.quiet():
-            self.model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                attn_implementation=backbone.family.attention,
-                use_safetensors=True,
-            )
-        patches_as_rows_(self.model)
-        self.probe = DenseProbe(backbone.hidden_size, self.native.image_tokens, seed=recipe.seed)
+        self.vlm = backbone.vlm
+        self.features = DenseFeatures(self.vlm, self.native)
+        self.probe = DenseProbe(self.features.hidden, self.features.count, seed=recipe.seed)
         tokens = AnswerTokens()
         self.questions = SceneQuestions(tokens)
         self.encode = ConversationEncoder(backbone.encoder, end=tokenizer.eos_token_id)
@@ -155,7 +147,7 @@ class _Pretraining:
         ]
         self.targets = neighbour_targets(len(tokenizer), groups)
         self.groups = {"place": groups[0], "offset": groups[1]}
-        self.parameters = [*self.model.parameters(), *self.probe.parameters()]
+        self.parameters = [*self.vlm.parameters(), *self.probe.parameters()]
 
     def run(self) -> None:
         """Both stages, from where they were interrupted."""
@@ -179,7 +171,7 @@ class _Pretraining:
     ) -> None:
         recipe = self.recipe
         train_on = recipe.scenes - _HELD_OUT
-        self.model.train()
+        self.vlm.train()
         mark = saved = told = time.monotonic()
         batches = shuffled(train_on, recipe.batch_size, seed=recipe.seed + number, start=start)
         for step, rows in zip(range(start, steps), batches, strict=False):
@@ -201,23 +193,23 @@ class _Pretraining:
                 self._save(number, step + 1, optimizer)
 
     def _dense_loss(self, rows: Int64[np.ndarray, " batch"]) -> Float[Tensor, ""]:
-        images = torch.from_numpy(self.pictures.images[rows])
-        loss: Tensor = self.probe(image_features(self.model, self.native, images), self.pictures, rows)
+        features = self.features.of_images(torch.from_numpy(self.pictures.images[rows]))
+        loss: Tensor = self.probe(features, self.pictures, rows)
         return loss
 
     def _answer_loss(self, rows: Int64[np.ndarray, " batch"], step: int) -> Float[Tensor, ""]:
         given = self._answers(rows, np.random.default_rng([self.recipe.seed, 1, step]))
-        dense = self.probe(given.image_states, self.pictures, rows)
+        dense = self.probe(self.features.of_answer(given.image_states), self.pictures, rows)
         return given.loss(self.targets) + self.recipe.dense_weight * dense
 
     def _answers(self, rows: Int64[np.ndarray, " batch"], rng: np.random.Generator) -> Answers:
         turns = [self.questions.draw(self.pictures, int(row), self.recipe.turns, rng) for row in rows]
-        return answer(self.model, self.native, self.encode(self.pictures.images[rows], turns))
+        return answer(self.vlm, self.native, self.encode(self.pictures.images[rows], turns))
 
     @torch.no_grad()
     def scores(self) -> dict[str, float]:
         """On scenes that were not trained on: loss, and mean absolute errors of places and distances in bins."""
-        self.model.eval()
+        self.vlm.eval()
         rng = np.random.default_rng([self.recipe.seed, 2])
         every: dict[str, list[float]] = {}
         for rows in np.arange(self.recipe.scenes - _HELD_OUT, self.recipe.scenes).reshape(-1, 64):
@@ -233,7 +225,7 @@ class _Pretraining:
                 error = (expected - (given.targets[asked] - ids[0])).abs().mean()
                 every.setdefault(f"{kind}_error", []).append(error.item())
             every.setdefault("other_tokens_right", []).append(right[exact].mean().item())
-            dense = self.probe.errors(given.image_states, self.pictures, rows)
+            dense = self.probe.errors(self.features.of_answer(given.image_states), self.pictures, rows)
             for name, value in dataclasses.asdict(dense).items():
                 every.setdefault(f"dense_{name}", []).append(value)
         return {name: round(float(np.mean(values)), 4) for name, values in every.items()}
@@ -269,6 +261,24 @@ class _Pretraining:
                 optimizers[facts["stage"]].state[parameter][kind] = value
         self.seconds = facts["seconds"]
         return facts["stage"], facts["step"]
+
+
+def _save_with_head(vlm: PreTrainedModel, folder: Path) -> None:
+    """Write a base model's weights into the folder of the class with a language head, which is tied to its words."""
+    with loading.quiet():
+        whole = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.bfloat16, use_safetensors=True
+        )
+        state = vlm.state_dict()
+        if whole.base_model is whole:  # Kosmos-2 has no base model inside
+            state = {
+                name.replace("text_model.", "text_model.model.", 1): value for name, value in state.items()
+            }
+        report = whole.base_model.load_state_dict(state, strict=False)
+        if report.unexpected_keys or any("lm_head" not in name for name in report.missing_keys):
+            raise BackboneError(f"{type(whole).__name__}: the base model's weights are other ones ({report})")
+        whole.tie_weights()
+        whole.save_pretrained(folder)
 
 
 @functools.lru_cache(maxsize=1)

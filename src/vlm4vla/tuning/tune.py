@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from vlm4vla.backbones.encoding import Encoder
@@ -105,13 +106,16 @@ class Answers:
         return -(target_table[self.targets] * log_probabilities).sum(dim=-1).mean()
 
 
-def answer(model: PreTrainedModel, native: NativeInputs, batch: Conversations) -> Answers:
-    """The model's answers, each token given those before it; logits are computed at these positions alone."""
-    arguments = native(model, batch.input_ids, batch.images)
-    states = model.base_model(**arguments, use_cache=False).last_hidden_state
+def answer(vlm: PreTrainedModel, native: NativeInputs, batch: Conversations) -> Answers:
+    """What a base model whose head is its word embedding answers, each token given those before it.
+
+    Logits are computed at these positions alone.
+    """
+    states = vlm(**native(vlm, batch.input_ids, batch.images), use_cache=False).last_hidden_state
     asked = batch.targets >= 0
     image = slice(native.image_start, native.image_start + native.image_tokens)
-    return Answers(model.get_output_embeddings()(states[asked]), batch.targets[asked], states[:, image])
+    logits = functional.linear(states[asked], vlm.get_input_embeddings().weight)
+    return Answers(logits, batch.targets[asked], states[:, image])
 
 
 def cosine_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:

@@ -1,0 +1,398 @@
+"""The command `vlm4vla`: results go to stdout, all else to stderr; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm4vla import __version__
+from vlm4vla.core.errors import RecipeError, VLAError
+
+if TYPE_CHECKING:
+    from vlm4vla.core.recipes import EvaluationRecipe, Trial
+    from vlm4vla.core.types import EpisodeResult
+    from vlm4vla.studies.execute import Resources
+
+_AGAIN = "interrupted; the same command goes on where it stopped"
+_BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit status: 0, 1 for an error told in one line, 2 for a wrong command line, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        command(options)
+    except VLAError as error:
+        print(f"vlm4vla: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"vlm4vla: {_AGAIN}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(
+            f"vlm4vla: error: {error}; what was finished is kept, and the same command goes on",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def quickstart(options: argparse.Namespace) -> None:
+    """Demonstrations, policies, rollouts, report."""
+    from vlm4vla.studies import presets
+    from vlm4vla.studies.parallel import run_trials
+    from vlm4vla.studies.runs import RunStore
+
+    chosen = _given(options, "weights", "demonstrations", "steps", "episodes", "seed")
+    if options.backbone:
+        chosen["backbones"] = options.backbone
+    trials = presets.quickstart(**chosen)
+    out: Path = options.out
+    resources = _resources(options, demonstration_processes=options.processes)
+    run_trials(trials, RunStore(out), processes=options.processes, resources=resources, notes=_notes())
+    _report(out, title="Quickstart", as_json=options.json)
+
+
+def models(options: argparse.Namespace) -> None:
+    """What a backbone can be called."""
+    from vlm4vla.backbones.registry import BACKBONES
+
+    entries: list[dict[str, str | int | None]] = []
+    for entry in BACKBONES.values():
+        folder = Path(entry.location)
+        weights = folder / "model.safetensors"
+        entries.append(
+            {
+                "name": entry.name,
+                "family": entry.family,
+                "where": "in this package" if folder.is_absolute() else entry.location,
+                "parameters": _parameters(weights) if weights.exists() else None,
+            }
+        )
+    if options.json:
+        print(json.dumps(entries, indent=1))
+        return
+    from vlm4vla.reports.tables import DASH, Table
+
+    def cell(value: str | int | None) -> str:
+        return DASH if value is None else f"{value:,}" if isinstance(value, int) else value
+
+    columns = ("name", "family", "parameters", "where")
+    rows = tuple(tuple(cell(entry[column]) for column in columns) for entry in entries)
+    print(Table("Backbones", columns, rows).text(width=110))
+    print("\nAny checkpoint folder of these families, or organisation/name on the hub, is a backbone too.")
+
+
+def build_tiny(options: argparse.Namespace) -> None:
+    """Pretrain tiny backbones."""
+    from vlm4vla.backbones.families import FAMILIES
+    from vlm4vla.tuning.pretrain import build
+
+    _one_thread()
+    names = [f"tiny-{family}" for family in FAMILIES] if options.name == "all" else [options.name]
+    folders = []
+    for name in names:
+        chosen = _given(options, "scenes", "steps", "seed", "processes")
+        folders.append(build(name, options.out / name, progress=not options.quiet, **chosen))
+    for folder in folders:
+        card = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
+        print(
+            json.dumps({"folder": str(folder), **card["scores"]})
+            if options.json
+            else f"{folder}: {card['scores']}"
+        )
+
+
+def train(options: argparse.Namespace) -> None:
+    """One trial: demonstrations, training, evaluation."""
+    from vlm4vla.studies.execute import run_trial
+    from vlm4vla.studies.runs import RunStore
+
+    trial = _trial(options)
+    out: Path = options.out or Path("runs") / options.preset.rpartition(":")[2]
+    resources = _resources(
+        options,
+        demonstration_processes=options.processes,
+        train_processes=options.processes,
+        mirrors=tuple(options.mirror),
+    )
+    store = RunStore(out)
+    _say(options, f"{trial.name}: {store.folder(trial)}")
+    run_trial(trial, store, resources=resources, evaluated=not options.no_evaluate, notes=_notes())
+    _report(out, title=trial.name, as_json=options.json)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Score a trained policy once more, in another way."""
+    from vlm4vla.studies.execute import evaluate_again
+    from vlm4vla.studies.runs import read_trial
+
+    folder: Path = options.run
+    is_trial = (folder / "trial.json").exists()
+    base = read_trial(folder).evaluations if is_trial else ()
+    recipe = _evaluation(options, base)
+    results = evaluate_again(folder, recipe, _resources(options))
+    out = folder.parents[1] if is_trial and folder.parent.name == "trials" else None
+    if out is not None:
+        _report(out, title=out.name, as_json=options.json)
+        return
+    _print_episodes(recipe, results, as_json=options.json)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write page, results and tables again."""
+    records_of = options.folder
+    _report(records_of, title=options.title or records_of.resolve().name, as_json=options.json)
+    if options.readme is not None:
+        _write_readme(options.readme, records_of)
+
+
+def _report(out: Path, *, title: str, as_json: bool) -> None:
+    from vlm4vla.reports.page import write_report
+    from vlm4vla.reports.records import collect
+    from vlm4vla.reports.tables import terminal
+
+    page = write_report(out, title=title)
+    if as_json:
+        print((out / "results.json").read_text(encoding="utf-8"), end="")
+        return
+    width = max(60, os.get_terminal_size().columns if sys.stdout.isatty() else 110)
+    print(terminal(collect(out), width=width))
+    print(f"Report:  {page}\nResults: {out / 'results.json'}")
+
+
+def _write_readme(readme: Path, out: Path) -> None:
+    """Replace what stands between the two markers."""
+    from vlm4vla.reports.records import collect
+    from vlm4vla.reports.results import write_whole
+    from vlm4vla.reports.tables import markdown
+
+    text = readme.read_text(encoding="utf-8")
+    if text.count(_BEGIN) != 1 or text.count(_END) != 1 or text.index(_BEGIN) > text.index(_END):
+        raise RecipeError(f"{readme}: needs the lines {_BEGIN} and {_END}, once each and in this order")
+    before, _, rest = text.partition(_BEGIN)
+    write_whole(readme, f"{before}{_BEGIN}\n{markdown(collect(out))}{_END}{rest.partition(_END)[2]}")
+
+
+def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], *, as_json: bool) -> None:
+    """Rates of an evaluation that belongs to no trial."""
+    from vlm4vla.reports.estimates import success_rate
+    from vlm4vla.reports.tables import DASH, Table, percent
+
+    rows = []
+    for task in sorted({result.task for result in results}):
+        scored = [r for r in results if r.task == task and r.error is None]
+        errors = sum(r.task == task for r in results) - len(scored)
+        rows.append((task, sum(r.success for r in scored), len(scored), errors))
+    if as_json:
+        names = ("task", "successes", "episodes", "errors")
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        return
+    cells = tuple(
+        (task, percent(success_rate(good, count)) if count else DASH, f"{good}/{count}", str(errors))
+        for task, good, count, errors in rows
+    )
+    print(Table(f"{recipe.benchmark}, look {recipe.look}", ("task", "success", "n", "errors"), cells).text())
+
+
+def _trial(options: argparse.Namespace) -> Trial:
+    """A preset's trial with the command line's changes."""
+    from vlm4vla.benchmarks.registry import load
+    from vlm4vla.core.errors import unknown_name
+    from vlm4vla.core.recipes import override
+    from vlm4vla.studies.presets import PRESETS
+
+    if options.preset not in PRESETS and ":" not in options.preset:
+        raise unknown_name("preset", options.preset, PRESETS)
+    make = PRESETS[options.preset] if options.preset in PRESETS else load(options.preset)
+    chosen = _given(options, "backbone", "weights", "demonstrations", "steps", "episodes", "seed")
+    try:
+        trial: Trial = make(**chosen)
+    except TypeError as error:
+        raise RecipeError(f"preset {options.preset!r}: {error}") from error
+    changes: dict[str, dict[str, str]] = {}
+    for setting in options.set:
+        path, equals, value = setting.partition("=")
+        section, dot, name = path.partition(".")
+        if not (equals and dot) or section not in ("policy", "demonstrations", "train", "evaluation"):
+            raise RecipeError(
+                f"--set {setting!r}: write SECTION.FIELD=VALUE, where SECTION is policy, demonstrations, train or "
+                "evaluation (then for every evaluation)"
+            )
+        changes.setdefault(section, {})[name] = value
+    for section in ("policy", "demonstrations", "train"):
+        if section in changes:
+            changed = override(getattr(trial, section), changes[section], where=section)
+            trial = dataclasses.replace(trial, **{section: changed})
+    if "evaluation" in changes:
+        every = tuple(override(e, changes["evaluation"], where="evaluation") for e in trial.evaluations)
+        trial = dataclasses.replace(trial, evaluations=every)
+    return trial
+
+
+def _evaluation(options: argparse.Namespace, base: Sequence[EvaluationRecipe]) -> EvaluationRecipe:
+    from vlm4vla.core.recipes import EvaluationRecipe
+
+    recipe = base[0] if base else EvaluationRecipe(execute=3)
+    look = options.look or recipe.look
+    benchmark = options.benchmark or (recipe.benchmark if look == recipe.look else f"tabletop-{look.lower()}")
+    changes: dict[str, Any] = {"benchmark": benchmark, "look": look}
+    if benchmark[-2:] in ("-a", "-d") and not options.look:
+        changes["look"] = benchmark[-1].upper()
+    if options.tasks is not None:
+        changes["tasks"] = tuple(task for task in options.tasks.split(",") if task)
+    for name, field in (("execute", "execute"), ("episodes", "episodes_per_task"), ("seed", "seed")):
+        if getattr(options, name) is not None:
+            changes[field] = getattr(options, name)
+    return dataclasses.replace(recipe, **changes)
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options that were given."""
+    return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
+
+
+def _resources(options: argparse.Namespace, **more: Any) -> Resources:
+    from vlm4vla.studies.execute import Resources
+
+    given = _given(options, "workers", "videos", "device")
+    return Resources(progress=not options.quiet, **given, **more)
+
+
+def _notes() -> Mapping[str, Any]:
+    return {"command": " ".join(["vlm4vla", *sys.argv[1:]])}
+
+
+def _say(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        print(text, file=sys.stderr)
+
+
+def _parameters(weights: Path) -> int:
+    from math import prod
+
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="np") as file:
+        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def _one_thread() -> None:
+    if "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vlm4vla",
+        description="Turn a vision-language model into a robot policy, train it, roll it out, report.",
+        epilog="First time here: vlm4vla quickstart --out runs/quickstart",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, text: str, *, into: Any = commands) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = into.add_parser(name, help=text, description=text)
+        made.set_defaults(command=command)
+        made.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+        made.add_argument("--quiet", action="store_true", help="no progress")
+        return made
+
+    def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 0) -> None:
+        if processes is not None:
+            made.add_argument(
+                "--processes", type=_count, default=processes, help=f"at work (default {processes})"
+            )
+        made.add_argument("--workers", type=_count, help="processes that step environments; 0: none beside")
+        made.add_argument("--videos", type=_count, default=videos, help=f"per task (default {videos})")
+        made.add_argument("--device", help="auto, cpu or cuda (default auto)")
+
+    def size(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--weights", choices=("pretrained", "random"), help="where training starts from")
+        made.add_argument("--demonstrations", type=_count, metavar="N", help="how many to train on")
+        made.add_argument("--steps", type=_count, metavar="N", help="training steps")
+        made.add_argument("--episodes", type=_count, metavar="N", help="per task and evaluation")
+        made.add_argument("--seed", type=_count, metavar="N")
+
+    made = add("quickstart", quickstart, "The whole pipeline in minutes without a GPU: ends with a report.")
+    made.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
+    made.add_argument("--backbone", action="append", metavar="NAME|FOLDER", help="may be repeated")
+    size(made)
+    work(made, processes=2, videos=2)
+
+    made = add("models", models, "Backbones that have a name.")
+    inner = made.add_subparsers(metavar="")
+    made = add("build-tiny", build_tiny, "Pretrain a tiny backbone from random weights.", into=inner)
+    made.add_argument("name", metavar="NAME|all", help="tiny-qwen3-vl, ...")
+    made.add_argument("--out", type=Path, default=Path("runs/models"), help="its folder is OUT/NAME")
+    made.add_argument("--scenes", type=_count, metavar="N", help="pictures to learn from")
+    made.add_argument("--steps", type=_count, metavar="N", help="of each stage")
+    made.add_argument("--seed", type=_count, metavar="N")
+    made.add_argument("--processes", type=_count, metavar="N", help="that make pictures")
+
+    made = add("train", train, "Train one policy: demonstrations, training, evaluation, report.")
+    made.add_argument("preset", metavar="PRESET", help="tabletop, or module:function that returns a Trial")
+    made.add_argument("--backbone", metavar="NAME|FOLDER", help="see vlm4vla models")
+    made.add_argument("--out", type=Path, help="default: runs/PRESET")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change the recipe"
+    )
+    made.add_argument("--no-evaluate", action="store_true", help="train only")
+    made.add_argument(
+        "--mirror", action="append", default=[], help="copy metrics to tensorboard, trackio or wandb"
+    )
+    size(made)
+    work(made, processes=2)
+
+    made = add("evaluate", evaluate, "Score a trained policy once more, in another way.")
+    made.add_argument("run", type=Path, metavar="RUN", help="a trial's folder, or a checkpoint")
+    made.add_argument("--benchmark", help="tabletop-a, tabletop-d, tabletop-chain-d, ...")
+    made.add_argument("--look", choices=("A", "B", "C", "D"))
+    made.add_argument("--tasks", metavar="NAME,NAME", help="tasks or tiers")
+    made.add_argument("--execute", type=_count, metavar="N", help="actions of each chunk to carry out")
+    made.add_argument("--episodes", type=_count, metavar="N", help="per task")
+    made.add_argument("--seed", type=_count, metavar="N")
+    work(made)
+
+    made = add(
+        "report", report, "Write report.html, results.json and results.csv of a run folder; print tables."
+    )
+    made.add_argument("folder", type=Path, metavar="OUT", help="where quickstart or train wrote to")
+    made.add_argument("--title")
+    made.add_argument(
+        "--readme", type=Path, metavar="FILE", help=f"also write the tables between {_BEGIN} and its end"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
