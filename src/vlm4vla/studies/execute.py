@@ -99,7 +99,7 @@ def check(trial: Trial) -> None:
     Raises: RecipeError for unknown names and impossible combinations, BackboneError for a backbone that is not there.
     """
     if is_trained(trial):
-        _maker(trial.demonstrations)
+        _maker(trial.demonstrations).check(trial.demonstrations)
         backbone = resolve(trial.policy.backbone)
         if Path(backbone.location).is_absolute() and not Path(backbone.location).is_dir():
             raise RecipeError(

@@ -107,43 +107,53 @@ class DenseProbe(nn.Module):
         return answers, index, torch.from_numpy(values.astype(np.float32))
 
 
-class DenseFeatures:
-    """Where the features lie that dense grounding reads: one per cell of the picture.
+class DenseGrounding(nn.Module):
+    """The losses on a VLM's image tokens and, where these are latents without a place, on the patches they look at.
 
-    Most VLMs have one image token per cell. Kosmos-2 has latent image tokens without a place, so the patches that
-    they look at are taken instead.
+    Latent image tokens (Kosmos-2) are given cells too, so that each learns to look somewhere; the patches' own loss
+    gives them something to see.
     """
 
-    def __init__(self, vlm: PreTrainedModel, native: NativeInputs) -> None:
-        self._vlm, self._native = vlm, native
-        self._patches: Tensor | None = None
-        vision = vlm.config.vision_config
-        self.latent = hasattr(vlm.config, "latent_query_num")
-        self.hidden = vision.hidden_size if self.latent else vlm.get_input_embeddings().embedding_dim
-        self.count = (vision.image_size // vision.patch_size) ** 2 if self.latent else native.image_tokens
-        if self.latent:
+    def __init__(self, vlm: PreTrainedModel, native: NativeInputs, *, seed: int) -> None:
+        super().__init__()
+        self._vlm, self._native = [vlm], native  # in a list: the VLM's parameters are not this module's
+        self.tokens = DenseProbe(vlm.get_input_embeddings().embedding_dim, native.image_tokens, seed=seed)
+        self.patches: DenseProbe | None = None
+        self._seen: Tensor | None = None
+        if hasattr(vlm.config, "latent_query_num"):
+            vision = vlm.config.vision_config
+            self.patches = DenseProbe(
+                vision.hidden_size, (vision.image_size // vision.patch_size) ** 2, seed=seed
+            )
             vlm.vision_model.model.post_layernorm.register_forward_hook(self._keep)
 
-    def of_images(self, images: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch cells hidden"]:
-        """Through vision tower and projector only."""
-        native = self._native
+    def forward(
+        self,
+        image_states: Float[Tensor, "batch tokens hidden"],
+        scenes: SceneBatch,
+        rows: Int64[np.ndarray, " batch"],
+    ) -> Float[Tensor, ""]:
+        """The loss after a forward of vision tower and projector; `image_states`: any features of the image tokens."""
+        loss: Tensor = self.tokens(image_states, scenes, rows)
+        if self.patches is not None:
+            assert self._seen is not None
+            loss = loss + self.patches(self._seen, scenes, rows)
+            self._seen = None
+        return loss
+
+    def image_features(
+        self, images: UInt8[Tensor, "batch height width 3"]
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """What vision tower and projector make of pictures, without the language model."""
+        vlm, native = self._vlm[0], self._native
         row = torch.zeros(len(images), native.image_start + native.image_tokens, dtype=torch.int64)
-        arguments = native(self._vlm, row, images)
+        arguments = native(vlm, row, images)
         wanted = {name: arguments[name] for name in ("pixel_values", "image_grid_thw") if name in arguments}
-        features = self._vlm.get_image_features(**wanted).pooler_output
+        features = vlm.get_image_features(**wanted).pooler_output
         if isinstance(features, list | tuple):
             features = torch.cat(list(features))
-        return self.of_answer(features.reshape(len(images), native.image_tokens, -1))
-
-    def of_answer(
-        self, image_states: Float[Tensor, "batch tokens hidden"]
-    ) -> Float[Tensor, "batch cells hidden"]:
-        """After a forward of the whole model: the image tokens' last hidden states, or the patches it looked at."""
-        if not self.latent:
-            return image_states
-        assert self._patches is not None
-        return self._patches
+        return features.reshape(len(images), native.image_tokens, -1)
 
     def _keep(self, module: nn.Module, arguments: object, output: Tensor) -> None:
         if output.ndim == 3:  # the pooled output is normalised by the same module
-            self._patches = output[:, 1:]
+            self._seen = output[:, 1:]

@@ -36,7 +36,7 @@ from vlm4vla.benchmarks.tabletop.scenes import SceneBatch, sample_scenes
 from vlm4vla.benchmarks.tabletop.tasks import instructions
 from vlm4vla.core.errors import BackboneError, RecipeError, RunError, unknown_name
 from vlm4vla.core.recipes import fingerprint, to_json
-from vlm4vla.tuning.dense import DenseFeatures, DenseProbe
+from vlm4vla.tuning.dense import DenseGrounding
 from vlm4vla.tuning.questions import AnswerTokens, SceneQuestions, example_texts
 from vlm4vla.tuning.tune import Answers, ConversationEncoder, answer, cosine_rate, neighbour_targets, shuffled
 
@@ -137,8 +137,7 @@ class _Pretraining:
         )
         self.native, tokenizer = backbone.native, backbone.encoder.tokenizer
         self.vlm = backbone.vlm
-        self.features = DenseFeatures(self.vlm, self.native)
-        self.probe = DenseProbe(self.features.hidden, self.features.count, seed=recipe.seed)
+        self.dense = DenseGrounding(self.vlm, self.native, seed=recipe.seed)
         tokens = AnswerTokens()
         self.questions = SceneQuestions(tokens)
         self.encode = ConversationEncoder(backbone.encoder, end=tokenizer.eos_token_id)
@@ -147,7 +146,7 @@ class _Pretraining:
         ]
         self.targets = neighbour_targets(len(tokenizer), groups)
         self.groups = {"place": groups[0], "offset": groups[1]}
-        self.parameters = [*self.vlm.parameters(), *self.probe.parameters()]
+        self.parameters = [*self.vlm.parameters(), *self.dense.parameters()]
 
     def run(self) -> None:
         """Both stages, from where they were interrupted."""
@@ -193,13 +192,13 @@ class _Pretraining:
                 self._save(number, step + 1, optimizer)
 
     def _dense_loss(self, rows: Int64[np.ndarray, " batch"]) -> Float[Tensor, ""]:
-        features = self.features.of_images(torch.from_numpy(self.pictures.images[rows]))
-        loss: Tensor = self.probe(features, self.pictures, rows)
+        features = self.dense.image_features(torch.from_numpy(self.pictures.images[rows]))
+        loss: Tensor = self.dense(features, self.pictures, rows)
         return loss
 
     def _answer_loss(self, rows: Int64[np.ndarray, " batch"], step: int) -> Float[Tensor, ""]:
         given = self._answers(rows, np.random.default_rng([self.recipe.seed, 1, step]))
-        dense = self.probe(self.features.of_answer(given.image_states), self.pictures, rows)
+        dense = self.dense(given.image_states, self.pictures, rows)
         return given.loss(self.targets) + self.recipe.dense_weight * dense
 
     def _answers(self, rows: Int64[np.ndarray, " batch"], rng: np.random.Generator) -> Answers:
@@ -225,7 +224,7 @@ class _Pretraining:
                 error = (expected - (given.targets[asked] - ids[0])).abs().mean()
                 every.setdefault(f"{kind}_error", []).append(error.item())
             every.setdefault("other_tokens_right", []).append(right[exact].mean().item())
-            dense = self.probe.errors(self.features.of_answer(given.image_states), self.pictures, rows)
+            dense = self.dense.tokens.errors(given.image_states, self.pictures, rows)
             for name, value in dataclasses.asdict(dense).items():
                 every.setdefault(f"dense_{name}", []).append(value)
         return {name: round(float(np.mean(values)), 4) for name, values in every.items()}

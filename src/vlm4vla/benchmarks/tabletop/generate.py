@@ -43,16 +43,21 @@ def demonstrations_fingerprint(recipe: DemonstrationRecipe) -> str:
     )
 
 
-def generate_demonstrations(recipe: DemonstrationRecipe, *, processes: int = 1) -> Iterator[Demonstration]:
-    """`recipe.episodes` demonstrations, tasks taking turns, in an order that `processes` does not change.
-
-    Raises: RecipeError for unknown tasks or looks, or for zero episodes.
-    """
+def check(recipe: DemonstrationRecipe) -> None:
+    """Raises: RecipeError for unknown tasks or looks, or for zero episodes."""
     tasks_named(recipe.tasks)
     for look in recipe.looks:
         look_named(look)
     if recipe.episodes <= 0 or not recipe.looks:
         raise RecipeError("demonstrations of tabletop: `episodes` and `looks` must not be empty")
+
+
+def generate_demonstrations(recipe: DemonstrationRecipe, *, processes: int = 1) -> Iterator[Demonstration]:
+    """`recipe.episodes` demonstrations, tasks taking turns, in an order that `processes` does not change.
+
+    Raises: RecipeError as `check` does.
+    """
+    check(recipe)
     make = partial(_make_many, recipe)
     spans = [range(i, min(i + 25, recipe.episodes)) for i in range(0, recipe.episodes, 25)]
     if processes <= 1:

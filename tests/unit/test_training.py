@@ -1,0 +1,197 @@
+"""The training loop on a real tiny VLM: what it computes, how it goes on, when it stops."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_trials
+import torch
+from safetensors.torch import load_file
+
+from vlm4vla.core.errors import RecipeError, RunError
+from vlm4vla.core.recipes import TrainRecipe, Trial
+from vlm4vla.demonstrations.packed import PackedSource
+from vlm4vla.training import optimization
+from vlm4vla.training.checkpoints import latest_checkpoint
+from vlm4vla.training.train import train
+
+TERMS = ("step", "loss", "pose", "gripper", "gradient_norm")
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_trials.tiny_vlm(tmp_path_factory.mktemp("vlm") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> PackedSource:
+    return tiny_trials.packed(tmp_path_factory.mktemp("packed") / "walks")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    latest = latest_checkpoint(folder / "checkpoints")
+    assert latest is not None
+    return {
+        **load_file(latest / "policy.safetensors"),
+        **load_file(latest / "backbone" / "model.safetensors"),
+    }
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_the_same_recipe_gives_the_same_bits(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    trial = tiny_trials.trial(vlm)
+    for name in ("a", "b"):
+        train(trial, source, tmp_path / name, progress=False)
+    assert tiny_trials.metrics(tmp_path / "a", *TERMS) == tiny_trials.metrics(tmp_path / "b", *TERMS)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_golden_losses(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    """First steps of a training, to a tolerance that covers other CPUs' rounding and nothing else.
+
+    A change of these numbers changes what everybody trains: say why in docs/log.md.
+    """
+    train(tiny_trials.trial(vlm, steps=3), source, tmp_path, progress=False)
+    found = [row[0] for row in tiny_trials.metrics(tmp_path, "loss")]
+    assert found == pytest.approx(GOLDEN, rel=1e-4)
+
+
+GOLDEN = [0.809362, 0.773328, 0.759489]
+
+
+def test_interrupted_and_continued_is_the_same(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    trial = tiny_trials.trial(vlm)
+    train(trial, source, tmp_path / "whole", progress=False)
+    for stop in (3, 6, None):
+        train(trial, source, tmp_path / "parts", progress=False, stop_after=stop)
+    assert tiny_trials.metrics(tmp_path / "whole", *TERMS) == tiny_trials.metrics(tmp_path / "parts", *TERMS)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_micro_batches_give_the_same_step(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    train(tiny_trials.trial(vlm, steps=3), source, tmp_path / "whole", progress=False)
+    train(tiny_trials.trial(vlm, steps=3, micro_batch_size=1), source, tmp_path / "split", progress=False)
+    whole, split = (tiny_trials.metrics(tmp_path / name, *TERMS) for name in ("whole", "split"))
+    for first, second in zip(whole, split, strict=True):
+        assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_it_learns(vlm: Path, tmp_path: Path) -> None:
+    """Three demonstrations, seen again and again, are learned by heart."""
+    few = tiny_trials.packed(tmp_path / "few", count=3)
+    trial = tiny_trials.trial(
+        vlm,
+        steps=100,
+        batch_size=16,
+        learning_rate=3e-3,
+        log_every=10,
+        validate_every=100,
+        checkpoint_every=100,
+    )
+    train(trial, few, tmp_path, progress=False)
+    losses = [row[0] for row in tiny_trials.metrics(tmp_path, "loss")]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_frozen_parts_stay(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    trial = tiny_trials.trial(vlm, steps=2)
+    frozen = replace(trial, policy=replace(trial.policy, freeze=("vision", "language")))
+    train(frozen, source, tmp_path, progress=False)
+    before, after = load_file(vlm / "model.safetensors"), weights(tmp_path)
+    names = {name.removeprefix("model."): name for name in before}
+    changed = {
+        name
+        for name, tensor in after.items()
+        if (key := names.get(name.removeprefix("model."))) is not None
+        and not torch.equal(tensor, before[key])
+    }
+    assert any("merger" in name for name in changed)
+    assert any("embed_tokens" in name for name in changed)
+    assert not any("visual.blocks" in name or "language_model.layers" in name for name in changed)
+
+
+def test_the_gradient_is_clipped(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    """Ten steps clipped to almost nothing by a plain sum of squares move the weights less than unclipped ones."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([3.0, 4.0, 0.0])
+    norm = torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+    assert norm.item() == pytest.approx(5.0)
+    assert parameter.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
+    train(tiny_trials.trial(vlm, steps=4, clip_norm=1e-9), source, tmp_path / "clipped", progress=False)
+    train(tiny_trials.trial(vlm, steps=4), source, tmp_path / "free", progress=False)
+    start = load_file(vlm / "model.safetensors")
+    key = "model.language_model.layers.0.mlp.up_proj.weight"
+
+    def moved(name: str) -> float:
+        after = weights(tmp_path / name)
+        return (after[key.removeprefix("model.")] - start[key]).abs().max().item()
+
+    assert moved("clipped") < 0.5 * moved("free")
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    recipe = TrainRecipe(steps=100, warmup_steps=10, learning_rate=1.0, schedule="cosine")
+    rates = [optimization.learning_rate(recipe, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] < 0.01
+    assert optimization.learning_rate(replace(recipe, schedule="constant"), 99) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "told"),
+    [
+        (float("nan"), 1.0, "loss is nan"),
+        (1.0, float("inf"), "norm of the gradient"),
+        (90.0, 1.0, "times the median"),
+    ],
+)
+def test_divergence_has_a_reason(loss: float, norm: float, told: str) -> None:
+    reason = optimization.what_is_wrong(loss, norm, [1.0] * 50, 2.0)
+    assert reason is not None
+    assert told in reason
+    assert optimization.what_is_wrong(1.1, 3.0, [1.0] * 50, 2.0) is None
+
+
+def test_a_training_that_diverges_stops_with_advice(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    trial = tiny_trials.trial(vlm, steps=60, learning_rate=1e30, warmup_steps=0, clip_norm=1e30)
+    with pytest.raises(RunError, match=r"training stopped at step \d+: .*lower train\.learning_rate"):
+        train(trial, source, tmp_path, progress=False)
+
+
+def test_impossible_recipes_are_refused(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    for field, value in (("steps", 0), ("learning_rate", -1.0), ("warmup_steps", -1)):
+        with pytest.raises(RecipeError, match=f"train.{field}"):
+            train(tiny_trials.trial(vlm, **{field: value}), source, tmp_path, progress=False)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_complete_and_damage_is_told(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    trial: Trial = tiny_trials.trial(vlm)
+    train(trial, source, tmp_path, progress=False)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert names == ["step-000004", "step-000008"]
+    latest = tmp_path / "checkpoints" / "step-000008"
+    manifest = json.loads((latest / "policy.json").read_text())
+    assert {"recipe", "action_spec", "normalization", "provenance"} <= manifest.keys()
+    moments = latest / "training_state" / "optimizer.safetensors"
+    moments.write_bytes(moments.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"optimizer\.safetensors: damaged .*go on from step-000004"):
+        train(trial, source, tmp_path, progress=False)
+    moments.unlink()
+    (latest / "policy.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunError, match="damaged"):
+        train(trial, source, tmp_path, progress=False)
+
+
+def test_another_recipe_does_not_go_on_here(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    train(tiny_trials.trial(vlm, steps=4), source, tmp_path, progress=False)
+    with pytest.raises(RunError, match="another recipe"):
+        train(tiny_trials.trial(vlm, steps=8), source, tmp_path, progress=False)
