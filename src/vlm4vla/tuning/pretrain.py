@@ -269,10 +269,6 @@ def _save_with_head(vlm: PreTrainedModel, folder: Path) -> None:
             folder, dtype=torch.bfloat16, use_safetensors=True
         )
         state = vlm.state_dict()
-        if whole.base_model is whole:  # Kosmos-2 has no base model inside
-            state = {
-                name.replace("text_model.", "text_model.model.", 1): value for name, value in state.items()
-            }
         report = whole.base_model.load_state_dict(state, strict=False)
         if report.unexpected_keys or any("lm_head" not in name for name in report.missing_keys):
             raise BackboneError(f"{type(whole).__name__}: the base model's weights are other ones ({report})")
