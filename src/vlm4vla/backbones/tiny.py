@@ -31,10 +31,10 @@ class TinySize:
     """Sizes of a tiny VLM; the defaults make about a million parameters."""
 
     hidden: int = 128
-    layers: int = 2
+    layers: int = 3
     heads: int = 4
     key_value_heads: int = 2
-    mlp: int = 384
+    mlp: int = 256
     vision_hidden: int = 96
     vision_layers: int = 2
     vision_heads: int = 4
@@ -54,7 +54,7 @@ class TinySize:
 TINY_SIZES: dict[str, TinySize] = {
     "qwen2.5-vl": TinySize(),
     "qwen3-vl": TinySize(),
-    "qwen3-vl-moe": TinySize(mlp=192),
+    "qwen3-vl-moe": TinySize(mlp=128),
     "paligemma-1": TinySize(key_value_heads=1),
     "paligemma-2": TinySize(),
     "kosmos-2": TinySize(),

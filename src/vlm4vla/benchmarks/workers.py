@@ -159,6 +159,8 @@ class WorkerProcess:
                     env={**os.environ, **_ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
                 )
             except OSError as error:
+                self._socket.close()
+                self._output.close()
                 raise SimulatorError(
                     f"cannot start a worker with the interpreter {start[0]}: {error}"
                 ) from error

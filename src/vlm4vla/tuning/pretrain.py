@@ -55,7 +55,7 @@ class PretrainRecipe:
     scenes: int = 60_000
     dense_steps: int = 3000
     dense_rate: float = 3e-3
-    steps: int = 2500
+    steps: int = 2000
     learning_rate: float = 2e-3
     batch_size: int = 32
     turns: int = 5

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from vlm4vla.benchmarks.tabletop.scene import COLORS
 from vlm4vla.benchmarks.tabletop.scenes import THINGS, VISIBLE, SceneBatch
+from vlm4vla.benchmarks.tabletop.tasks import PHRASINGS, TASKS, TIERS
 
 AREAS = 8
 PLACES = 64
@@ -24,6 +25,8 @@ _OFFSET_RANGE = 0.35
 _OFFSET_POWER = 0.6
 """Below 1: finer near zero, where a hand needs it."""
 _GRIPPER = THINGS.index("gripper")
+_PUSHED_FROM = {"push_left": 0.05, "push_right": -0.05}
+"""Metres along x from the block's centre to the side from which a task pushes it."""
 _NAMES = (*(f"{color} block" for color in COLORS), "plate", "drawer handle", "button", "gripper")
 
 
@@ -72,9 +75,10 @@ class SceneQuestions:
         self._kinds: tuple[
             tuple[float, Callable[[SceneBatch, int, np.random.Generator], Turn | None]], ...
         ] = (
-            (0.38, self.where),
-            (0.40, self.how_far),
-            (0.08, self.what_is_at),
+            (0.30, self.where),
+            (0.30, self.how_far),
+            (0.20, self.what_to_do),
+            (0.06, self.what_is_at),
             (0.04, self.gripper_state),
             (0.04, self.drawer_state),
             (0.03, self.relation),
@@ -114,8 +118,34 @@ class SceneQuestions:
             start = int(rng.choice(rest))
             name = _NAMES[start]
         offset = scenes.positions[row, thing] - scenes.positions[row, start]
-        answer = "".join(self.tokens.offset.format(offset_bin(float(metres))) for metres in offset)
-        return Turn(f"how far is the {_NAMES[thing]} from the {name}", answer)
+        return Turn(f"how far is the {_NAMES[thing]} from the {name}", self._offset(offset))
+
+    def what_to_do(self, scenes: SceneBatch, row: int, rng: np.random.Generator) -> Turn | None:
+        """Pointing by purpose: an instruction -> from the gripper to where it must go next, in metres.
+
+        It teaches what instructions speak of. There is no action in it: neither a step nor the gripper's state.
+        """
+        task = TASKS[int(rng.integers(len(TASKS)))]
+        seen = _visible(scenes, row)
+        blocks = [thing for thing in seen if thing < len(COLORS)]
+        goal: tuple[int, ...] = ()
+        if task in TIERS["fixed-target"]:
+            target = _NAMES.index("button" if task == "press" else "drawer handle")
+        elif len(blocks) < (2 if task == "stack" else 1):
+            return None
+        else:
+            goal = tuple(int(thing) for thing in rng.permutation(blocks)[:2])
+            target = goal[0]
+            if scenes.held[row] == target and task in TIERS["two-object"]:
+                target = goal[1] if task == "stack" else _NAMES.index("plate")
+        if target not in seen:
+            return None
+        offset = scenes.positions[row, target] - scenes.positions[row, _GRIPPER]
+        if task in _PUSHED_FROM:
+            offset = offset + np.array([_PUSHED_FROM[task], 0.0, 0.0])
+        phrasing = PHRASINGS[task][int(rng.integers(len(PHRASINGS[task])))]
+        instruction = phrasing.format(*(COLORS[thing] for thing in goal))
+        return Turn(f"how far to go to {instruction}", self._offset(offset))
 
     def what_is_at(self, scenes: SceneBatch, row: int, rng: np.random.Generator) -> Turn | None:
         """Grounding backwards: a place -> the thing's name."""
@@ -161,6 +191,9 @@ class SceneQuestions:
         opening = "open" if scenes.drawer[row] > 0.5 else "closed"
         return Turn("describe the table", f"blocks {' '.join(blocks)} , drawer {opening}")
 
+    def _offset(self, offset: Float[np.ndarray, "3"]) -> str:
+        return "".join(self.tokens.offset.format(offset_bin(float(metres))) for metres in offset)
+
     def _place(self, place: Float[np.ndarray, "2"]) -> str:
         x, y = np.clip(place, 0, 0.9999)
         areas = (self.tokens.area.format(int(v * AREAS)) for v in (x, y))
@@ -169,12 +202,13 @@ class SceneQuestions:
 
 
 def example_texts() -> list[str]:
-    """Every wording of questions and answers, for the tokenizer."""
+    """Every wording of questions and answers but the tasks' instructions, for the tokenizer."""
     words = [f"where is the {name}" for name in _NAMES]
     words += [
         "find the gripper",
         "point at the plate",
         "how far is the button from the gripper",
+        "how far to go to",
         "what is at",
     ]
     words += [

@@ -1,0 +1,65 @@
+"""Presets: what they vary, what they share, and that nothing impossible is in them."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.core.recipes import Trial, fingerprint, from_json, to_json
+from vlm4vla.studies.presets import PRESETS, RANDOM_POLICY, quickstart, short_name, tabletop
+
+
+@pytest.fixture(params=["quickstart", *PRESETS])
+def trials(request: pytest.FixtureRequest) -> tuple[Trial, ...]:
+    return quickstart() if request.param == "quickstart" else (PRESETS[request.param](),)
+
+
+def test_recipes_survive_their_file(trials: tuple[Trial, ...]) -> None:
+    assert tuple(from_json(Trial, to_json(trial)) for trial in trials) == trials
+
+
+def test_every_evaluation_is_possible(trials: tuple[Trial, ...]) -> None:
+    for trial in trials:
+        for recipe in trial.evaluations:
+            assert 1 <= recipe.execute <= trial.policy.horizon
+            listed = make_benchmark(recipe).episodes()
+            assert len({goal.tier for episode in listed for goal in episode.goals}) == 3
+
+
+def test_demonstrations_and_scores_never_share_a_seed_or_the_last_look(trials: tuple[Trial, ...]) -> None:
+    for trial in trials:
+        assert "D" not in trial.demonstrations.looks
+        assert all(recipe.seed != trial.demonstrations.seed for recipe in trial.evaluations)
+        assert {recipe.look for recipe in trial.evaluations} == {"A", "D"}
+
+
+def test_the_quickstart_compares_on_the_same_episodes() -> None:
+    trials = quickstart()
+    assert len({trial.evaluations for trial in trials}) == 1
+    assert len({trial.demonstrations for trial in trials[:-1]}) == 1
+    assert [trial.policy.backbone for trial in trials].count(RANDOM_POLICY) == 1
+    assert trials[-1].policy.backbone == RANDOM_POLICY
+    assert len(trials) == 3
+    assert all(recipe.episodes_per_task >= 10 for recipe in trials[0].evaluations)
+
+
+def test_what_is_chosen_arrives() -> None:
+    trials = quickstart(["a/b"], weights="random", demonstrations=7, steps=3, episodes=5, seed=2)
+    first = trials[0]
+    assert (first.policy.backbone, first.policy.weights) == ("a/b", "random")
+    assert (first.demonstrations.episodes, first.demonstrations.seed) == (7, 2)
+    assert (first.train.steps, first.train.seed) == (3, 2)
+    assert [recipe.episodes_per_task for recipe in first.evaluations] == [5, 3]
+    assert len(trials) == 2
+
+
+def test_names_and_fingerprints_tell_trials_apart() -> None:
+    trials = [*quickstart(), *quickstart(weights="random")[:2], tabletop(), tabletop(seed=1)]
+    assert len({fingerprint(trial) for trial in trials}) == len(trials)
+    assert len({trial.name for trial in quickstart()}) == 3
+
+
+def test_short_names() -> None:
+    assert short_name("tiny-qwen3-vl") == "tiny-qwen3-vl"
+    assert short_name("organisation/model-7b") == "model-7b"
+    assert short_name("/data/models/mine") == "mine"
