@@ -36,7 +36,7 @@ def test_resizing_is_pillows_bicubic(size: int) -> None:
     for image, ours in zip(images, resize(images, size), strict=True):
         expected = np.asarray(Image.fromarray(image.numpy()).resize((size, size), Image.Resampling.BICUBIC))
         difference = np.abs(ours.numpy().astype(int) - expected)
-        assert (difference <= 1).mean() > 0.999
+        assert (difference <= 1).mean() > 0.995
         assert difference.max() <= 8
 
 
