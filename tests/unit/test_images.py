@@ -37,7 +37,7 @@ def test_resizing_is_pillows_bicubic(size: int) -> None:
         expected = np.asarray(Image.fromarray(image.numpy()).resize((size, size), Image.Resampling.BICUBIC))
         difference = np.abs(ours.numpy().astype(int) - expected)
         assert (difference <= 1).mean() > 0.995
-        assert difference.max() <= 8
+        assert difference.max() <= 16
 
 
 @pytest.mark.parametrize(
