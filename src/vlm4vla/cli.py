@@ -27,7 +27,7 @@ Command = Callable[[argparse.Namespace], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0, 1 for an error told in one line, 2 for a wrong command line, 130 for Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     command: Command = options.command
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -311,7 +311,8 @@ def _count(text: str) -> int:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and option."""
     parser = argparse.ArgumentParser(
         prog="vlm4vla",
         description="Turn a vision-language model into a robot policy, train it, roll it out, report.",
