@@ -15,9 +15,10 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,10 @@ class PretrainRecipe:
     scenes: int = 60_000
     dense_steps: int = 3000
     dense_rate: float = 3e-3
-    steps: int = 2000
+    steps: int = 1600
     learning_rate: float = 2e-3
+    stable: float = 0.6
+    """Share of the steps after which the rate of the answers falls; 0: it falls along a cosine from the start."""
     batch_size: int = 32
     turns: int = 5
     """Questions per picture."""
@@ -88,7 +91,7 @@ def build(
         raise unknown_name("tiny backbone", name, [f"tiny-{known}" for known in FAMILIES])
     if scenes < 2 * _HELD_OUT:
         raise RecipeError(f"pretraining needs at least {2 * _HELD_OUT} scenes, not {scenes}")
-    recipe = PretrainRecipe(family=family, scenes=scenes, seed=seed)
+    recipe = PretrainRecipe(family=family, scenes=scenes, seed=seed, **_CHOSEN.get(family, {}))
     if steps is not None:
         recipe = dataclasses.replace(recipe, dense_steps=steps, steps=steps)
     if (folder / CARD).exists():
@@ -125,6 +128,13 @@ def build(
     return folder
 
 
+_CHOSEN: Mapping[str, Mapping[str, Any]] = {
+    "qwen3-vl": {"steps": 3000},
+    "kosmos-2": {"steps": 2000, "stable": 0.0},
+}
+"""Where a family's recipe is another: the quickstart's two backbones were trained for longer."""
+
+
 class _Pretraining:
     """Model, optimizer and where they are."""
 
@@ -152,21 +162,27 @@ class _Pretraining:
         """Both stages, from where they were interrupted."""
         recipe = self.recipe
         stages = (
-            ("dense", recipe.dense_steps, recipe.dense_rate),
-            ("answers", recipe.steps, recipe.learning_rate),
+            ("dense", recipe.dense_steps, recipe.dense_rate, 0.0),
+            ("answers", recipe.steps, recipe.learning_rate, recipe.stable),
         )
         decay = recipe.weight_decay
         optimizers = [
             torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
-            for _, _, rate in stages
+            for _, _, rate, _ in stages
         ]
         begun, done = self._restore(optimizers)
         for number in range(begun, len(stages)):
-            name, steps, rate = stages[number]
-            self._stage(number, name, steps, rate, optimizers[number], done if number == begun else 0)
+            self._stage(number, *stages[number], optimizers[number], done if number == begun else 0)
 
     def _stage(
-        self, number: int, name: str, steps: int, rate: float, optimizer: torch.optim.Optimizer, start: int
+        self,
+        number: int,
+        name: str,
+        steps: int,
+        rate: float,
+        stable: float,
+        optimizer: torch.optim.Optimizer,
+        start: int,
     ) -> None:
         recipe = self.recipe
         train_on = recipe.scenes - _HELD_OUT
@@ -175,7 +191,9 @@ class _Pretraining:
         batches = shuffled(train_on, recipe.batch_size, seed=recipe.seed + number, start=start)
         for step, rows in zip(range(start, steps), batches, strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = cosine_rate(step, steps=steps, warmup=min(100, steps // 10), peak=rate)
+                group["lr"] = cosine_rate(
+                    step, steps=steps, warmup=min(100, steps // 10), peak=rate, stable=stable
+                )
             loss = self._dense_loss(rows) if name == "dense" else self._answer_loss(rows, step)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.parameters, 1.0)

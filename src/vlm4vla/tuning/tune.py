@@ -118,11 +118,12 @@ def answer(vlm: PreTrainedModel, native: NativeInputs, batch: Conversations) -> 
     return Answers(logits, batch.targets[asked], states[:, image])
 
 
-def cosine_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up to `peak`, then a cosine down to a twentieth of it."""
+def cosine_rate(step: int, *, steps: int, warmup: int, peak: float, stable: float = 0.0) -> float:
+    """Linear warm-up to `peak`, which is kept for the share `stable` of all steps; then a cosine to a twentieth."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - warmup)
+    begin = max(warmup, round(stable * steps))
+    share = max(0, step - begin) / max(1, steps - begin)
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
