@@ -29,7 +29,7 @@ format: $(STAMP) ## rewrite the files as `make check` wants them
 	$(BIN)/ruff check --fix .
 
 test: $(STAMP) ## every test that needs neither a GPU, a network nor an external simulator
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadscope
 
 quickstart: $(STAMP) ## demonstrations, two VLMs, training, rollouts, report: runs/quickstart/report.html
 	$(BIN)/vlm4vla quickstart --out runs/quickstart

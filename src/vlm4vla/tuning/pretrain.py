@@ -91,7 +91,7 @@ def build(
         raise unknown_name("tiny backbone", name, [f"tiny-{known}" for known in FAMILIES])
     if scenes < 2 * _HELD_OUT:
         raise RecipeError(f"pretraining needs at least {2 * _HELD_OUT} scenes, not {scenes}")
-    recipe = PretrainRecipe(family=family, scenes=scenes, seed=seed, **_CHOSEN.get(family, {}))
+    recipe = PretrainRecipe(family=family, scenes=scenes, seed=seed, **_CHOSEN.get(f"tiny-{family}", {}))
     if steps is not None:
         recipe = dataclasses.replace(recipe, dense_steps=steps, steps=steps)
     if (folder / CARD).exists():
@@ -129,10 +129,10 @@ def build(
 
 
 _CHOSEN: Mapping[str, Mapping[str, Any]] = {
-    "qwen3-vl": {"steps": 3000},
-    "kosmos-2": {"steps": 2000, "stable": 0.0},
+    "tiny-qwen3-vl": {"steps": 3000},
+    "tiny-kosmos-2": {"steps": 2000, "stable": 0.0},
 }
-"""Where a family's recipe is another: the quickstart's two backbones were trained for longer."""
+"""Where the recipe is another: the quickstart's two backbones were trained for longer."""
 
 
 class _Pretraining:
