@@ -21,7 +21,8 @@ from vlm4vla.benchmarks.tabletop.benchmark import (
     start_for,
 )
 from vlm4vla.benchmarks.tabletop.render import jitter, look_named
-from vlm4vla.benchmarks.tabletop.tasks import MAX_STEPS, Assignment, candidates, tasks_named
+from vlm4vla.benchmarks.tabletop.scene import Scene
+from vlm4vla.benchmarks.tabletop.tasks import MAX_STEPS, Assignment, candidates, sensible, tasks_named
 from vlm4vla.benchmarks.workers import die_with_parent
 from vlm4vla.core.errors import RecipeError, SimulatorError
 from vlm4vla.core.recipes import DemonstrationRecipe, fingerprint
@@ -31,7 +32,10 @@ NAME = f"tabletop-{VERSION}"
 SPEC = ACTION_SPEC
 _NOISE = 0.3
 """Standard deviation of the executed motion's noise, as a share of its largest component."""
-_BUMP_PROBABILITY = 0.04
+_BUMP_PROBABILITY = 0.05
+_WANDERED_SHARE = 0.4
+"""Of the demonstrations start after some steps in a random direction. A policy that misses its target comes to
+places where the expert never is, and stays there unless it was shown the way back."""
 _CONTINUED_SHARE = 0.25
 """Of the demonstrations start where the expert has just reached another goal, as in a chain."""
 
@@ -105,6 +109,10 @@ def make_demonstration(
         if started is None:
             continue
         goal, assignment = started
+        if rng.random() < _WANDERED_SHARE:
+            _wander(environment.scene, rng)
+            if not sensible(assignment, environment.scene.state()):
+                continue
         recorded = _record(environment, goal, assignment, rng)
         if recorded is not None:
             images, actions = recorded
@@ -137,6 +145,14 @@ def _start(
         return None
     assignment = options[int(rng.integers(len(options)))]
     return assignment.goal(rng), assignment
+
+
+def _wander(scene: Scene, rng: np.random.Generator) -> None:
+    """Two to nine steps in one direction, the fingers open or closed."""
+    direction = rng.uniform(-1, 1, size=3)
+    action = np.array([*direction, 0, 0, 0, rng.choice([-1.0, 1.0])], dtype=np.float32)
+    for _ in range(int(rng.integers(2, 10))):
+        scene.step(action)
 
 
 def next_goal_from_scratch(
