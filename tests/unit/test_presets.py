@@ -23,7 +23,7 @@ def test_every_evaluation_is_possible(trials: tuple[Trial, ...]) -> None:
         for recipe in trial.evaluations:
             assert 1 <= recipe.execute <= trial.policy.horizon
             listed = make_benchmark(recipe).episodes()
-            assert len({goal.tier for episode in listed for goal in episode.goals}) == 3
+            assert len({goal.tier for episode in listed for goal in episode.goals}) >= 2
 
 
 def test_demonstrations_and_scores_never_share_a_seed_or_the_last_look(trials: tuple[Trial, ...]) -> None:
@@ -31,6 +31,12 @@ def test_demonstrations_and_scores_never_share_a_seed_or_the_last_look(trials: t
         assert "D" not in trial.demonstrations.looks
         assert all(recipe.seed != trial.demonstrations.seed for recipe in trial.evaluations)
         assert {recipe.look for recipe in trial.evaluations} == {"A", "D"}
+
+
+def test_what_is_scored_was_shown(trials: tuple[Trial, ...]) -> None:
+    for trial in trials:
+        if trial.policy.backbone != RANDOM_POLICY:
+            assert {recipe.tasks for recipe in trial.evaluations} == {trial.demonstrations.tasks}
 
 
 def test_the_quickstart_compares_on_the_same_episodes() -> None:
