@@ -44,6 +44,9 @@ DRAWER_FRONT = 0.145
 HANDLE_OFFSET = 0.022
 """The handle's centre stands this far before the drawer's front."""
 BUTTON_CENTRE = np.array([0.14, 0.165])
+_DOWN = np.array([0.0, 0.0, -1.0])
+_SUPPORTING_GROUPS = np.array([1, 0, 0, 0, 0, 0], dtype=np.uint8)
+"""Geom groups: 0 what things can lie on, 2 the gripper, 3 the disc, 4 what is not shown."""
 _PARKED = np.array([0.0, -2.0, 0.5])
 """Where blocks wait that the episode does not use: below the table's edge, out of sight."""
 
@@ -68,7 +71,7 @@ _XML = f"""
       <geom name="plate" type="cylinder" size="{PLATE_RADIUS} {PLATE_TOP / 2}" pos="0 0 {PLATE_TOP / 2}"/>
     </body>
     <body name="disc" mocap="true">
-      <geom name="disc" type="cylinder" size=".016 .0004" contype="0" conaffinity="0"/>
+      <geom name="disc" type="cylinder" size=".016 .0004" contype="0" conaffinity="0" group="3"/>
     </body>
     <body name="cabinet" pos="{DRAWER_CENTRE[0]} {DRAWER_CENTRE[1]} 0">
       <geom name="cabinet_top" type="box" size=".062 .055 .004" pos="0 0 .074"/>
@@ -97,15 +100,18 @@ _XML = f"""
     <body name="hand" pos="0 0 .12" gravcomp="1">
       <freejoint name="hand"/>
       <inertial pos="0 0 .04" mass=".6" diaginertia=".001 .001 .001"/>
-      <geom name="palm" type="box" size=".052 .010 .007" pos="0 0 .047" mass="0"/>
-      <geom name="wrist" type="cylinder" size=".011 .030" pos="0 0 .084" mass="0" contype="0" conaffinity="0"/>
+      <geom name="palm" type="box" group="2" size=".052 .010 .007" pos="0 0 .047" mass="0"/>
+      <geom name="wrist" type="cylinder" group="2" size=".011 .030" pos="0 0 .084" mass="0" contype="0"
+        conaffinity="0"/>
       <body name="finger_left" pos="-.006 0 0" gravcomp="1">
         <joint name="finger_left" type="slide" axis="-1 0 0" range="0 {FINGER_TRAVEL}" damping="4" armature=".01"/>
-        <geom name="finger_left" type="box" size=".006 .011 .025" pos="0 0 .017" mass=".03" friction="2 .02 .001"/>
+        <geom name="finger_left" type="box" group="2" size=".006 .011 .025" pos="0 0 .017" mass=".03"
+          friction="2 .02 .001"/>
       </body>
       <body name="finger_right" pos=".006 0 0" gravcomp="1">
         <joint name="finger_right" type="slide" axis="1 0 0" range="0 {FINGER_TRAVEL}" damping="4" armature=".01"/>
-        <geom name="finger_right" type="box" size=".006 .011 .025" pos="0 0 .017" mass=".03" friction="2 .02 .001"/>
+        <geom name="finger_right" type="box" group="2" size=".006 .011 .025" pos="0 0 .017" mass=".03"
+          friction="2 .02 .001"/>
       </body>
     </body>
   </worldbody>
@@ -169,6 +175,7 @@ class Scene:
         self.data = mujoco.MjData(self.model)
         joint = self.model.joint
         self._block_qpos = {color: int(joint(color).qposadr[0]) for color in COLORS}
+        self._block_body = {color: int(self.model.body(color).id) for color in COLORS}
         self._hand_qpos = int(joint("hand").qposadr[0])
         self._finger_qpos = [int(joint(name).qposadr[0]) for name in ("finger_left", "finger_right")]
         self._drawer_qpos = int(joint("drawer").qposadr[0])
@@ -287,11 +294,21 @@ class Scene:
         )
 
     def _place_disc(self) -> None:
-        """The dark disc below the gripper stands in for its shadow: a cue for height."""
-        address = self._hand_qpos
-        disc = self._mocap["disc"]
-        self.data.mocap_pos[disc] = (*self.data.qpos[address : address + 2], 0.0006)
+        """The dark disc below the gripper stands in for its shadow: a cue for height, on whatever is below."""
         mujoco.mj_kinematics(self.model, self.data)
+        x, y, z = self.data.qpos[self._hand_qpos : self._hand_qpos + 3]
+        self.data.mocap_pos[self._mocap["disc"]] = (x, y, self._surface_below(np.array([x, y, z])) + 0.0006)
+        mujoco.mj_kinematics(self.model, self.data)
+
+    def _surface_below(self, point: Float[np.ndarray, "3"]) -> float:
+        """Height of what is below a point, the block that surrounds the point left out."""
+        excluded = -1
+        for color, address in self._block_qpos.items():
+            if np.abs(self.data.qpos[address : address + 3] - point).max() < BLOCK_HALF:
+                excluded = self._block_body[color]
+        hit = np.zeros(1, dtype=np.int32)
+        distance = mujoco.mj_ray(self.model, self.data, point, _DOWN, _SUPPORTING_GROUPS, True, excluded, hit)
+        return float(point[2] - distance) if distance >= 0 else 0.0
 
 
 def _quaternion(rotation: Float[np.ndarray, "3"]) -> Float[np.ndarray, "4"]:
