@@ -32,6 +32,8 @@ NAME = f"tabletop-{VERSION}"
 SPEC = ACTION_SPEC
 _NOISE = 0.3
 """Standard deviation of the executed motion's noise, as a share of its largest component."""
+_LEAST_NOISE = 0.2
+"""Added to it, in units: near the target, where the expert hardly moves, a policy errs most and must see how to mend it."""
 _BUMP_PROBABILITY = 0.05
 _WANDERED_SHARE = 0.4
 """Of the demonstrations start after some steps in a random direction. A policy that misses its target comes to
@@ -189,7 +191,7 @@ def _disturbed(
     action: Float32[np.ndarray, "7"], bump: Float[np.ndarray, "3"] | None, rng: np.random.Generator
 ) -> Float32[np.ndarray, "7"]:
     executed = action.copy()
-    executed[:3] += _NOISE * np.abs(action[:3]).max() * rng.normal(size=3)
+    executed[:3] += (_NOISE * np.abs(action[:3]).max() + _LEAST_NOISE) * rng.normal(size=3)
     executed[5] += _NOISE * abs(action[5]) * rng.normal()
     if bump is not None:
         executed[:3] = bump
