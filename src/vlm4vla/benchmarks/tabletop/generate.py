@@ -33,7 +33,7 @@ SPEC = ACTION_SPEC
 _NOISE = 0.3
 """Standard deviation of the executed motion's noise, as a share of its largest component."""
 _LEAST_NOISE = 0.2
-"""Added to it, in units: near the target, where the expert hardly moves, a policy errs most and must see how to mend it."""
+"""Added to it, in units: near its target the expert hardly moves, and there a policy must see how to mend errors."""
 _BUMP_PROBABILITY = 0.05
 _WANDERED_SHARE = 0.4
 """Of the demonstrations start after some steps in a random direction. A policy that misses its target comes to
