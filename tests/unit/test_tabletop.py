@@ -23,6 +23,7 @@ from vlm4vla.benchmarks.tabletop.scene import (
 )
 from vlm4vla.benchmarks.tabletop.tasks import PHRASINGS, TASKS, TIERS, Assignment, fulfilled, tasks_named
 from vlm4vla.core.errors import RecipeError, SimulatorError
+from vlm4vla.core.interfaces import LazyEnvironment
 from vlm4vla.core.recipes import DemonstrationRecipe
 from vlm4vla.core.types import EpisodeSpec
 
@@ -147,6 +148,10 @@ def test_pictures_are_the_same_everywhere() -> None:
 
 
 GOLDEN_PICTURES = "e9b3c44257dc9571"
+
+
+def test_nobody_renders_between_predictions(environment: TabletopEnvironment) -> None:
+    assert isinstance(environment, LazyEnvironment)
 
 
 def test_looks_change_colours_and_nothing_else() -> None:

@@ -25,9 +25,12 @@ class BenchmarkEntry:
 
 
 _TABLETOP = "vlm4vla.benchmarks.tabletop.benchmark:Tabletop"
-_TABLETOP_FIELDS = {name: name for name in ("tasks", "episodes_per_task", "seed", "image_size")}
+_TABLETOP_FIELDS = {name: name for name in ("tasks", "episodes_per_task", "seed", "image_size", "renderer")}
 _CHAIN = "vlm4vla.benchmarks.tabletop.benchmark:TabletopChain"
-_CHAIN_FIELDS = {"episodes": "episodes_per_task", "seed": "seed", "image_size": "image_size"}
+_CHAIN_FIELDS = {
+    "episodes": "episodes_per_task",
+    **{name: name for name in ("seed", "image_size", "renderer")},
+}
 _LOOK = {"look": "look"}
 
 BENCHMARKS: Mapping[str, BenchmarkEntry] = {

@@ -32,6 +32,8 @@ class DemonstrationRecipe:
     looks: tuple[str, ...] = ("A", "B", "C")
     image_size: int = 64
     """Side of the square frames as stored, in pixels."""
+    renderer: str = "ray"
+    """Tabletop: `ray` needs no OpenGL and draws the same pixels everywhere, `opengl` is quicker for large frames."""
     held_out: float = 0.05
     """Share of the episodes whose loss is measured and never trained on."""
     seed: int = 0
@@ -98,6 +100,8 @@ class EvaluationRecipe:
     """How many of a chunk's actions are carried out before the next prediction."""
     image_size: int = 64
     """Side of the square frames that the benchmark renders; the same as the demonstrations'."""
+    renderer: str = "ray"
+    """Likewise."""
     seed: int = 10_000
 
 

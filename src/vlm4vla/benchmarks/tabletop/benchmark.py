@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vlm4vla.benchmarks.tabletop.expert import expert_action
-from vlm4vla.benchmarks.tabletop.render import Look, RayRenderer, jitter, look_named
+from vlm4vla.benchmarks.tabletop.render import Look, check_renderer, jitter, look_named, make_renderer
 from vlm4vla.benchmarks.tabletop.scene import Scene, SceneLayout, SceneState, random_layout
 from vlm4vla.benchmarks.tabletop.tasks import (
     MAX_STEPS,
@@ -37,9 +37,9 @@ def seed_of(*parts: object) -> int:
 class TabletopEnvironment:
     """Plays Tabletop episodes; every reset rebuilds the state from the episode's seed alone."""
 
-    def __init__(self, image_size: int = 64) -> None:
+    def __init__(self, image_size: int = 64, renderer: str = "ray") -> None:
         self.scene = Scene()
-        self.renderer = RayRenderer(self.scene, image_size)
+        self.renderer = make_renderer(self.scene, image_size, renderer)
         self._goals: Sequence[Goal] = ()
         self._assignments: list[Assignment] = []
         self._completed = 0
@@ -62,7 +62,7 @@ class TabletopEnvironment:
             ) from error
         self.begin(layout, jitter(look, np.random.default_rng(seed_of(seed, "look"))))
         self.set_goals(episode.goals, assignments)
-        return self._observe()
+        return self.observe()
 
     def begin(self, layout: SceneLayout, look: Look) -> None:
         """Reset the physics and the colours, without a goal."""
@@ -79,7 +79,7 @@ class TabletopEnvironment:
     def step(self, action: Float32[np.ndarray, "7"]) -> Step:
         """Carry out one action and judge the present goal."""
         self.advance(action)
-        return Step(self._observe(), self._completed)
+        return Step(self.observe(), self._completed)
 
     def advance(self, action: Float32[np.ndarray, "7"]) -> int:
         """`step` without the picture: how many goals are completed after this action."""
@@ -102,7 +102,8 @@ class TabletopEnvironment:
         """Nothing outlives the Python objects."""
         self._start = None
 
-    def _observe(self) -> Observation:
+    def observe(self) -> Observation:
+        """The scene as it is now, with the present goal's instruction."""
         current = min(self._completed, len(self._goals) - 1)
         return Observation(self.renderer.image(), self._goals[current].instruction)
 
@@ -118,19 +119,22 @@ class Tabletop:
         episodes_per_task: int = 50,
         seed: int = 10_000,
         image_size: int = 64,
+        renderer: str = "ray",
     ) -> None:
         """`tasks` may name tiers; empty means all nine. Raises RecipeError for unknown names."""
         look_named(look)
+        check_renderer(renderer)
         self.look = look
         self.tasks = tasks_named(tasks)
         self.episodes_per_task = episodes_per_task
         self.seed = seed
         self.image_size = image_size
+        self.renderer = renderer
 
     @property
     def name(self) -> str:
-        """Includes the look: rates of different looks are different quantities."""
-        return f"tabletop-{self.look.lower()}-{VERSION}"
+        """Includes look and renderer: rates of different pictures are different quantities."""
+        return _versioned("tabletop", self.look, self.renderer)
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -144,7 +148,7 @@ class Tabletop:
 
     def make_environment(self) -> TabletopEnvironment:
         """A fresh environment of this benchmark's picture size."""
-        return TabletopEnvironment(self.image_size)
+        return TabletopEnvironment(self.image_size, self.renderer)
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """How another process builds the same benchmark."""
@@ -154,6 +158,7 @@ class Tabletop:
             "episodes_per_task": self.episodes_per_task,
             "seed": self.seed,
             "image_size": self.image_size,
+            "renderer": self.renderer,
         }
 
     def _episode(self, scene: Scene, task: str, index: int) -> EpisodeSpec:
@@ -173,22 +178,34 @@ class Tabletop:
         )
 
 
+def _versioned(name: str, look: str, renderer: str) -> str:
+    return "-".join([name, look.lower(), *([] if renderer == "ray" else [renderer]), VERSION])
+
+
 class TabletopChain:
     """Five goals in a row in one scene, scored by how many were reached: CALVIN's protocol in small."""
 
     def __init__(
-        self, *, look: str = "D", episodes: int = 100, seed: int = 10_000, image_size: int = 64
+        self,
+        *,
+        look: str = "D",
+        episodes: int = 100,
+        seed: int = 10_000,
+        image_size: int = 64,
+        renderer: str = "ray",
     ) -> None:
         look_named(look)
+        check_renderer(renderer)
         self.look = look
         self.count = episodes
         self.seed = seed
         self.image_size = image_size
+        self.renderer = renderer
 
     @property
     def name(self) -> str:
-        """Includes the look."""
-        return f"tabletop-chain-{self.look.lower()}-{VERSION}"
+        """Includes look and renderer."""
+        return _versioned("tabletop-chain", self.look, self.renderer)
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -202,7 +219,7 @@ class TabletopChain:
 
     def make_environment(self) -> TabletopEnvironment:
         """A fresh environment of this benchmark's picture size."""
-        return TabletopEnvironment(self.image_size)
+        return TabletopEnvironment(self.image_size, self.renderer)
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """How another process builds the same benchmark."""
@@ -211,6 +228,7 @@ class TabletopChain:
             "episodes": self.count,
             "seed": self.seed,
             "image_size": self.image_size,
+            "renderer": self.renderer,
         }
 
     def _episode(self, environment: TabletopEnvironment, index: int) -> EpisodeSpec:

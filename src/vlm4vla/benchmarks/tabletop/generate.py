@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from vlm4vla.benchmarks.tabletop.benchmark import (
     seed_of,
     start_for,
 )
-from vlm4vla.benchmarks.tabletop.render import jitter, look_named
+from vlm4vla.benchmarks.tabletop.render import check_renderer, jitter, look_named
 from vlm4vla.benchmarks.tabletop.scene import Scene
 from vlm4vla.benchmarks.tabletop.tasks import MAX_STEPS, Assignment, candidates, sensible, tasks_named
 from vlm4vla.benchmarks.workers import die_with_parent
@@ -44,14 +45,14 @@ _CONTINUED_SHARE = 0.25
 
 def demonstrations_fingerprint(recipe: DemonstrationRecipe) -> str:
     """Changes with whatever would change a demonstration; the held-out share does not."""
-    return fingerprint(
-        NAME, recipe.episodes, list(recipe.tasks), list(recipe.looks), recipe.image_size, recipe.seed
-    )
+    parts = [NAME, recipe.episodes, list(recipe.tasks), list(recipe.looks), recipe.image_size, recipe.seed]
+    return fingerprint(*parts, *([] if recipe.renderer == "ray" else [recipe.renderer]))
 
 
 def check(recipe: DemonstrationRecipe) -> None:
-    """Raises: RecipeError for unknown tasks or looks, or for zero episodes."""
+    """Raises: RecipeError for unknown tasks, looks or renderers, or for zero episodes."""
     tasks_named(recipe.tasks)
+    check_renderer(recipe.renderer)
     for look in recipe.looks:
         look_named(look)
     if recipe.episodes <= 0 or not recipe.looks:
@@ -83,18 +84,14 @@ def _start_process() -> None:
 
 
 def _make_many(recipe: DemonstrationRecipe, indices: range) -> list[Demonstration]:
-    environment = _environment(recipe.image_size)
+    environment = _environment(recipe.image_size, recipe.renderer)
     return [make_demonstration(recipe, index, environment) for index in indices]
 
 
-_ENVIRONMENTS: dict[int, TabletopEnvironment] = {}
-
-
-def _environment(image_size: int) -> TabletopEnvironment:
-    """One per process and picture size: building the model costs more than a demonstration."""
-    if image_size not in _ENVIRONMENTS:
-        _ENVIRONMENTS[image_size] = TabletopEnvironment(image_size)
-    return _ENVIRONMENTS[image_size]
+@functools.lru_cache
+def _environment(image_size: int, renderer: str) -> TabletopEnvironment:
+    """One per process and kind of picture: building the model costs more than a demonstration."""
+    return TabletopEnvironment(image_size, renderer)
 
 
 def make_demonstration(

@@ -6,8 +6,9 @@ four more rays, so that a small picture still tells positions below a pixel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import mujoco
 import numpy as np
@@ -23,11 +24,13 @@ BLOCK_COLORS: Mapping[str, Color] = {
     "blue": (0.12, 0.28, 0.90),
     "yellow": (0.96, 0.86, 0.10),
 }
+RENDERERS = ("ray", "opengl")
 _CAMERA_POSITION = np.array([0.0, -0.42, 0.56])
 _CAMERA_TARGET = np.array([0.0, 0.035, 0.02])
 _FIELD_OF_VIEW = 40.0
 """Degrees, vertical and horizontal: pictures are square."""
-_AMBIENT = 0.5
+AMBIENT = 0.5
+WALL_SHADE = 0.9
 _GEOM_GROUPS = np.array([1, 1, 1, 1, 0, 0], dtype=np.uint8)
 
 
@@ -116,6 +119,70 @@ def jitter(look: Look, rng: np.random.Generator, *, amount: float = 0.05) -> Loo
     )
 
 
+class Renderer(Protocol):
+    """Square RGB pictures of one scene, upright, with their ground truth."""
+
+    @property
+    def size(self) -> int:
+        """Side in pixels."""
+        ...
+
+    def dress(self, look: Look) -> None:
+        """Choose the colours of the following pictures."""
+        ...
+
+    def image(self) -> UInt8[np.ndarray, "size size 3"]:
+        """RGB of the scene as it is now."""
+        ...
+
+    def segmentation(self) -> Int[np.ndarray, "size size"]:
+        """Geom id per pixel of the last `image()`, -1 for the wall."""
+        ...
+
+    def geom_name(self, geom: int) -> str:
+        """Name of a geom id of `segmentation`."""
+        ...
+
+
+def make_renderer(scene: Scene, size: int, kind: str = "ray") -> Renderer:
+    """`ray` needs no OpenGL; `opengl` needs EGL or OSMesa, and its pictures differ from machine to machine.
+
+    Raises: RecipeError for another kind; SimulatorError when OpenGL does not start.
+    """
+    check_renderer(kind)
+    if kind == "opengl":
+        from vlm4vla.benchmarks.tabletop.opengl import OpenGLRenderer
+
+        return OpenGLRenderer(scene, size)
+    return RayRenderer(scene, size)
+
+
+def check_renderer(kind: str) -> None:
+    """Raises: RecipeError for a name that is not in RENDERERS."""
+    if kind not in RENDERERS:
+        raise unknown_name("renderer", kind, RENDERERS)
+
+
+def palette(names: Sequence[str], look: Look) -> Float[np.ndarray, "geoms 3"]:
+    """The colour of every geom."""
+    parts = {
+        "table": look.table,
+        "cabinet": look.cabinet,
+        "drawer": look.drawer,
+        "handle": look.handle,
+        "plate": look.plate,
+        "button_cap": look.button,
+        "button_base": (0.25, 0.22, 0.25),
+        "palm": look.gripper,
+        "wrist": look.gripper,
+        "finger": look.finger,
+        "disc": tuple(0.35 * channel for channel in look.table),
+        **BLOCK_COLORS,
+    }
+    keys = (next((key for key in parts if name.startswith(key)), None) for name in names)
+    return np.array([parts[key] if key else look.wall for key in keys])
+
+
 class RayRenderer:
     """Square RGB pictures of one scene, upright, seen from the front and above."""
 
@@ -136,23 +203,7 @@ class RayRenderer:
         """Choose the colours of the following pictures."""
         if look is self._look:
             return
-        parts = {
-            "table": look.table,
-            "cabinet": look.cabinet,
-            "drawer": look.drawer,
-            "handle": look.handle,
-            "plate": look.plate,
-            "button_cap": look.button,
-            "button_base": (0.25, 0.22, 0.25),
-            "palm": look.gripper,
-            "wrist": look.gripper,
-            "finger": look.finger,
-            "disc": tuple(0.35 * channel for channel in look.table),
-            **BLOCK_COLORS,
-        }
-        for index, name in enumerate(self._names):
-            part = next((key for key in parts if name.startswith(key)), None)
-            self._palette[index] = parts[part] if part else look.wall
+        self._palette[:-1] = palette(self._names, look)
         self._palette[-1] = look.wall
         self._light = np.asarray(look.light) / np.linalg.norm(look.light)
         self._look = look
@@ -197,8 +248,16 @@ class RayRenderer:
             mujoco.mjMAXVAL,
         )
         lambert = np.clip(normals.reshape(-1, 3) @ self._light, 0, 1)
-        shade = np.where(ids >= 0, _AMBIENT + (1 - _AMBIENT) * lambert, 0.9)
+        shade = np.where(ids >= 0, AMBIENT + (1 - AMBIENT) * lambert, WALL_SHADE)
         return ids, self._palette[ids] * shade[:, None]
+
+
+def camera_xml() -> str:
+    """The same camera for MuJoCo's own renderer."""
+    right, up, _ = _camera_axes()
+    axes = " ".join(f"{value:.9g}" for value in (*right, *up))
+    place = " ".join(map(str, _CAMERA_POSITION))
+    return f'<camera name="front" pos="{place}" xyaxes="{axes}" fovy="{_FIELD_OF_VIEW}"/>'
 
 
 def project(points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 2"]:

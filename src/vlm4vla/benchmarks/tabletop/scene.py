@@ -59,7 +59,7 @@ def _block_xml(color: str) -> str:
     )
 
 
-_XML = f"""
+XML = f"""
 <mujoco>
   <option timestep="{_TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="10"/>
   <visual><global offwidth="512" offheight="512"/></visual>
@@ -171,7 +171,7 @@ class Scene:
     """The physics: reset to a layout, step actions, read the state."""
 
     def __init__(self) -> None:
-        self.model = mujoco.MjModel.from_xml_string(_XML)
+        self.model = mujoco.MjModel.from_xml_string(XML)
         self.data = mujoco.MjData(self.model)
         joint = self.model.joint
         self._block_qpos = {color: int(joint(color).qposadr[0]) for color in COLORS}
