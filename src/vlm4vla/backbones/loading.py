@@ -17,7 +17,7 @@ from transformers.utils import cached_file, logging
 
 from vlm4vla.backbones.families import Family, family_of
 from vlm4vla.backbones.initialization import scaled_init_
-from vlm4vla.backbones.kernels import ROW_STABLE_EXPERTS, patches_as_rows_
+from vlm4vla.backbones.kernels import ROW_STABLE_EXPERTS, images_as_batch_, patches_as_rows_
 from vlm4vla.backbones.registry import resolve
 from vlm4vla.core.errors import BackboneError
 
@@ -72,6 +72,7 @@ def load(
                 vlm = _pretrained(entry.location, family, dtype=dtype, where=where)
             files = _processor_files(entry.location)
             patches_as_rows_(vlm)
+            images_as_batch_(vlm)
             if family.experts:
                 vlm.set_experts_implementation(ROW_STABLE_EXPERTS)
     except BackboneError:
