@@ -129,7 +129,7 @@ def build(
 
 
 _CHOSEN: Mapping[str, Mapping[str, Any]] = {
-    "tiny-qwen3-vl": {"steps": 3000},
+    "tiny-qwen3-vl": {"steps": 5000},
     "tiny-kosmos-2": {"steps": 2000, "stable": 0.0},
 }
 """Where the recipe is another: the quickstart's two backbones were trained for longer."""
