@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm4vla import __version__
-from vlm4vla.core.errors import RecipeError, VLAError
+from vlm4vla.core.errors import RecipeError, RunError, VLAError
 
 if TYPE_CHECKING:
     from vlm4vla.core.recipes import EvaluationRecipe, Trial
     from vlm4vla.core.types import EpisodeResult
-    from vlm4vla.studies.execute import Resources
+    from vlm4vla.studies.checks import Resources
 
 _AGAIN = "interrupted; the same command goes on where it stopped"
 _BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -65,7 +65,13 @@ def quickstart(options: argparse.Namespace) -> None:
     trials = presets.quickstart(**chosen)
     out: Path = options.out
     resources = _resources(options, demonstration_processes=options.processes)
-    run_trials(trials, RunStore(out), processes=options.processes, resources=resources, notes=_notes())
+    store = RunStore(out)
+    try:
+        run_trials(trials, store, processes=options.processes, resources=resources, notes=_notes())
+    except RunError:
+        if any(store.folder(trial).exists() for trial in trials):
+            _report(out, title="Quickstart", as_json=options.json)  # what the other trials found
+        raise
     _report(out, title="Quickstart", as_json=options.json)
 
 
@@ -81,7 +87,7 @@ def models(options: argparse.Namespace) -> None:
             {
                 "name": entry.name,
                 "family": entry.family,
-                "where": "in this package" if folder.is_absolute() else entry.location,
+                "where": _where(entry.location),
                 "parameters": _parameters(weights) if weights.exists() else None,
             }
         )
@@ -140,12 +146,12 @@ def train(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Score a trained policy once more, in another way."""
-    from vlm4vla.studies.execute import evaluate_again
+    from vlm4vla.studies.execute import evaluate_again, trained_for
     from vlm4vla.studies.runs import read_trial
 
-    folder: Path = options.run
+    folder: Path = options.run.resolve()
     is_trial = (folder / "trial.json").exists()
-    base = read_trial(folder).evaluations if is_trial else ()
+    base = read_trial(folder).evaluations if is_trial else trained_for(folder)
     recipe = _evaluation(options, base)
     results = evaluate_again(folder, recipe, _resources(options))
     out = folder.parents[1] if is_trial and folder.parent.name == "trials" else None
@@ -249,12 +255,14 @@ def _trial(options: argparse.Namespace) -> Trial:
 def _evaluation(options: argparse.Namespace, base: Sequence[EvaluationRecipe]) -> EvaluationRecipe:
     from vlm4vla.core.recipes import EvaluationRecipe
 
-    recipe = base[0] if base else EvaluationRecipe(execute=3)
+    recipe = base[0] if base else EvaluationRecipe(execute=1)
     look = options.look or recipe.look
-    benchmark = options.benchmark or (recipe.benchmark if look == recipe.look else f"tabletop-{look.lower()}")
+    benchmark = options.benchmark or (recipe.benchmark if look == recipe.look else "tabletop")
     changes: dict[str, Any] = {"benchmark": benchmark, "look": look}
     if benchmark[-2:] in ("-a", "-d") and not options.look:
         changes["look"] = benchmark[-1].upper()
+    if "chain" in benchmark:
+        changes["tasks"] = ()
     if options.tasks is not None:
         changes["tasks"] = tuple(task for task in options.tasks.split(",") if task)
     for name, field in (("execute", "execute"), ("episodes", "episodes_per_task"), ("seed", "seed")):
@@ -269,7 +277,7 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def _resources(options: argparse.Namespace, **more: Any) -> Resources:
-    from vlm4vla.studies.execute import Resources
+    from vlm4vla.studies.checks import Resources
 
     given = _given(options, "workers", "videos", "device")
     return Resources(progress=not options.quiet, **given, **more)
@@ -282,6 +290,13 @@ def _notes() -> Mapping[str, Any]:
 def _say(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
         print(text, file=sys.stderr)
+
+
+def _where(location: str) -> str:
+    folder = Path(location)
+    if not folder.is_absolute():
+        return location
+    return "in this package" if (folder / "model.safetensors").exists() else "not in this installation"
 
 
 def _parameters(weights: Path) -> int:
@@ -302,6 +317,13 @@ def _one_thread() -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _positive(text: str) -> int:
+    value = _count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value
 
 
 def _count(text: str) -> int:
@@ -331,7 +353,7 @@ def build_parser() -> argparse.ArgumentParser:
     def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 0) -> None:
         if processes is not None:
             made.add_argument(
-                "--processes", type=_count, default=processes, help=f"at work (default {processes})"
+                "--processes", type=_positive, default=processes, help=f"at work (default {processes})"
             )
         made.add_argument("--workers", type=_count, help="processes that step environments; 0: none beside")
         made.add_argument("--videos", type=_count, default=videos, help=f"per task (default {videos})")
@@ -358,7 +380,7 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--scenes", type=_count, metavar="N", help="pictures to learn from")
     made.add_argument("--steps", type=_count, metavar="N", help="of each stage")
     made.add_argument("--seed", type=_count, metavar="N")
-    made.add_argument("--processes", type=_count, metavar="N", help="that make pictures")
+    made.add_argument("--processes", type=_positive, metavar="N", help="that make pictures")
 
     made = add("train", train, "Train one policy: demonstrations, training, evaluation, report.")
     made.add_argument("preset", metavar="PRESET", help="tabletop, or module:function that returns a Trial")

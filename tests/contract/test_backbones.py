@@ -161,3 +161,50 @@ def test_shipped_weights(name: str) -> None:
 def test_shipped_weights_are_small_together() -> None:
     files = [Path(BACKBONES[name].location) / "model.safetensors" for name in TINY]
     assert sum(file.stat().st_size for file in files) <= 15_000_000
+
+
+def native_states(backbone: Backbone, **changes: torch.Tensor | None) -> torch.Tensor:
+    """Last hidden states of one row, with arguments of the native forward replaced or, with None, left out."""
+    inputs = backbone.encode([observation()])
+    arguments = backbone.native(backbone.vlm, inputs.input_ids, inputs.images) | changes
+    with torch.no_grad():
+        given = {name: value for name, value in arguments.items() if value is not None}
+        states: torch.Tensor = backbone.vlm(**given, use_cache=False).last_hidden_state
+    return states
+
+
+def test_positions_are_the_models_own(backbone: Backbone) -> None:
+    """Ours are computed once per length; Hugging Face's own forward computes them from the ids in every call."""
+    if "image_grid_thw" not in backbone.family.extra_inputs:
+        pytest.skip("positions are counted")
+    inputs = backbone.encode([observation()])
+    is_image = (inputs.input_ids == backbone.encoder.image_id).int()
+    own = native_states(backbone, position_ids=None, mm_token_type_ids=is_image)
+    assert torch.equal(native_states(backbone), own)
+    flat = torch.arange(inputs.input_ids.shape[1]).expand(3, 1, -1)
+    assert not torch.allclose(native_states(backbone, position_ids=flat), own)
+
+
+def test_deepstack_is_on(backbone: Backbone) -> None:
+    visual = getattr(backbone.vlm, "visual", None)
+    if not hasattr(visual, "deepstack_merger_list"):
+        pytest.skip("no DeepStack in this family")
+    before = native_states(backbone)
+    with torch.no_grad():
+        for parameter in visual.deepstack_merger_list.parameters():
+            parameter.zero_()
+    assert not torch.allclose(native_states(backbone), before)
+
+
+def test_image_tokens_of_paligemma_see_each_other(backbone: Backbone) -> None:
+    if "token_type_ids" not in backbone.family.extra_inputs:
+        pytest.skip("causal everywhere")
+    ids = backbone.encode([observation()]).input_ids
+    image = slice(backbone.native.image_start, backbone.native.image_start + backbone.native.image_tokens)
+    ours = native_states(backbone)
+    causal = native_states(backbone, token_type_ids=torch.ones_like(ids))
+    assert not torch.allclose(ours[:, image], causal[:, image])
+    # Nothing of the text reaches back into the image.
+    other = ids.clone()
+    other[:, image.stop :] = ids[:, image.stop :].flip(1)
+    assert torch.allclose(native_states(backbone, input_ids=other)[:, image], ours[:, image], atol=1e-6)

@@ -66,11 +66,9 @@ def test_quickstart_writes_what_it_promises(quickstart: Path) -> None:
         "seconds",
     }
     assert all(wanted <= row.keys() for row in rows)
-    assert {row["tier"] for row in rows} == {"all", "fixed-target", "single-block", "two-object"}
+    assert {row["tier"] for row in rows} == {"all", "fixed-target", "single-block"}
     chance = [row for row in rows if row["backbone"] == "random-policy" and row["look"] == "A"]
-    assert {row["task"] for row in chance if row["task"] != "all"} == {
-        *("press", "open", "close", "reach", "lift", "push_left", "push_right", "place", "stack")
-    }
+    assert {row["task"] for row in chance if row["task"] != "all"} == {"press", "open", "close", "reach"}
     assert all(row["errors"] == 0 and row["episodes"] >= 1 for row in rows)
     page = (quickstart / "report.html").read_text()
     assert "<video" in page
@@ -216,7 +214,7 @@ def test_another_action_convention_is_refused(quickstart: Path, capsys: pytest.C
     (copy / "policy.json").write_text(json.dumps(manifest))
     assert cli.main(["evaluate", str(copy), "--episodes", "1", "--quiet"]) == 1
     assert "gripper" in capsys.readouterr().err
-    assert not (copy / "evaluations").exists() or not list(copy.rglob("episodes.jsonl"))
+    assert not (copy / "evaluations").exists()
 
 
 def test_cut_demonstrations_are_refused(quickstart: Path, backbone: Path, tmp_path: Path) -> None:

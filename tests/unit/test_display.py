@@ -38,7 +38,7 @@ def seen(trial: Trial, run: TrialRun) -> str:
     return TrialView(trial, run.folder).line()
 
 
-def entry(step: int, split: str, loss: float) -> str:
+def entry(step: int, split: str, loss: float | None) -> str:
     line = {"step": step, "split": split, "loss": loss, "samples_per_second": 320.0}
     return json.dumps(line) + "\n"
 
@@ -57,6 +57,12 @@ def test_training_shows_steps_losses_and_time(trial: Trial, store: RunStore) -> 
     assert "250 of 1000" in shown
     assert "loss 0.500, held out 0.625" in shown
     assert "1:15 left" in shown  # 750 steps of 32 samples, 320 a second
+
+
+def test_a_loss_that_is_no_number_is_shown_as_such(trial: Trial, store: RunStore) -> None:
+    with store.open(trial, facts=FACTS) as run, run.phase("train"):
+        (run.folder / "metrics.jsonl").write_text(entry(10, "train", None))
+        assert "loss not finite" in seen(trial, run)
 
 
 def test_rollouts_show_how_many_of_how_many(trial: Trial, store: RunStore) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from vlm4vla.benchmarks.registry import make_benchmark
-from vlm4vla.core.recipes import Trial, fingerprint, from_json, to_json
+from vlm4vla.core.recipes import PolicyRecipe, TrainRecipe, Trial, fingerprint, from_json, to_json
 from vlm4vla.studies.presets import PRESETS, RANDOM_POLICY, quickstart, short_name, tabletop
 
 
@@ -47,6 +49,26 @@ def test_the_quickstart_compares_on_the_same_episodes() -> None:
     assert trials[-1].policy.backbone == RANDOM_POLICY
     assert len(trials) == 3
     assert all(recipe.episodes_per_task >= 10 for recipe in trials[0].evaluations)
+
+
+def test_every_backbone_is_trained_alike() -> None:
+    """Identical hyperparameters for all VLMs (Paper 3.3)."""
+    trained = quickstart(["tiny-qwen3-vl", "tiny-kosmos-2", "a/b"])[:-1]
+    assert len({trial.train for trial in trained}) == 1
+    assert len({dataclasses.replace(trial.policy, backbone="same") for trial in trained}) == 1
+
+
+def test_defaults_are_the_papers_calvin_setting() -> None:
+    """A.1 and A.2.1."""
+    recipe, policy = TrainRecipe(), PolicyRecipe(backbone="any")
+    assert (recipe.steps, recipe.batch_size, recipe.learning_rate) == (30_000, 128, 2e-5)
+    assert (recipe.schedule, recipe.weight_decay, recipe.pose_weight, recipe.gripper_weight) == (
+        "constant",
+        0,
+        1,
+        1,
+    )
+    assert (policy.image_size, policy.horizon) == (224, 10)
 
 
 def test_what_is_chosen_arrives() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vlm4vla.benchmarks.tabletop.benchmark import Tabletop, TabletopChain, TabletopEnvironment
-from vlm4vla.benchmarks.tabletop.generate import generate_demonstrations
+from vlm4vla.benchmarks.tabletop.generate import GENERATION, generate_demonstrations
 from vlm4vla.benchmarks.tabletop.render import LOOKS, project
 from vlm4vla.benchmarks.tabletop.scene import (
     BLOCK_HALF,
@@ -238,3 +238,16 @@ def test_demonstrations_depend_on_the_recipe_alone() -> None:
         assert np.abs(demo.actions).max() <= 1
     changed = next(generate_demonstrations(replace(recipe, seed=1)))
     assert not np.array_equal(changed.images[0], alone[0].images[0])
+
+
+def test_demonstrations_are_those_of_their_generation() -> None:
+    """Whoever changes what is demonstrated or drawn also counts GENERATION up, and this digest changes with it."""
+    digest = hashlib.sha256(str(GENERATION).encode())
+    for demonstration in generate_demonstrations(DemonstrationRecipe(episodes=9, image_size=16, seed=3)):
+        digest.update(demonstration.instruction.encode() + demonstration.actions.tobytes())
+        for image in demonstration.images:
+            digest.update(image.tobytes())
+    assert digest.hexdigest()[:16] == GOLDEN_DEMONSTRATIONS
+
+
+GOLDEN_DEMONSTRATIONS = "bab5f8af070adbf5"

@@ -173,6 +173,15 @@ def test_impossible_recipes_are_refused(vlm: Path, source: PackedSource, tmp_pat
     assert not any(tmp_path.iterdir())
 
 
+def test_leftovers_of_a_kill_are_no_obstacle(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    recipe = tiny_trials.trial(vlm)
+    train(recipe, source, tmp_path, progress=False, stop_after=4)
+    (tmp_path / "checkpoints" / ".latest.partial").write_text("step-0")
+    (tmp_path / "checkpoints" / ".step-000008.partial").mkdir()
+    assert train(recipe, source, tmp_path, progress=False).name == "step-000008"
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
 def test_a_checkpoint_is_complete_and_damage_is_told(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
     trial: Trial = tiny_trials.trial(vlm)
     train(trial, source, tmp_path, progress=False)

@@ -119,15 +119,13 @@ def test_logits_are_those_of_the_class_with_a_head(
     batch = encode(scenes.images[:2], [[Turn("where is the plate", "<area3><loc0012>")]] * 2)
     backbone.save(tmp_path)
     whole = AutoModelForImageTextToText.from_pretrained(
-        backbone._checkpoint.vlm.config.name_or_path or tmp_path,
-        attn_implementation=backbone.family.attention,
+        tmp_path, attn_implementation=backbone.family.attention
     )
     with torch.no_grad():
         found = answer(backbone.vlm, backbone.native, batch)
         arguments = backbone.native(backbone.vlm, batch.input_ids, batch.images)
         expected = whole(**arguments, use_cache=False).logits[batch.targets >= 0]
-    order = found.logits.argsort(dim=-1)
-    assert torch.equal(order[:, -3:], expected.argsort(dim=-1)[:, -3:])
+    torch.testing.assert_close(found.logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_dense_grounding_learns(backbone: Backbone, scenes: SceneBatch) -> None:

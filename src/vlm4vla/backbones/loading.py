@@ -63,9 +63,9 @@ def load(
         raise BackboneError(f"{where}: the folder does not exist; the package is incomplete, reinstall it")
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(entry.location)
+            config = AutoConfig.from_pretrained(entry.location, trust_remote_code=False)
             family = family_of(config, where=where)
-            tokenizer = AutoTokenizer.from_pretrained(entry.location)
+            tokenizer = AutoTokenizer.from_pretrained(entry.location, trust_remote_code=False)
             if weights == "random":
                 vlm = _random(config, family, seed=seed, dtype=dtype)
             else:
@@ -118,6 +118,7 @@ def _pretrained(location: str, family: Family, *, dtype: torch.dtype, where: str
         dtype=dtype,
         attn_implementation=family.attention,
         use_safetensors=True,  # never unpickle
+        trust_remote_code=False,  # nor run what a checkpoint brings along
         output_loading_info=True,
     )
     wrong = {

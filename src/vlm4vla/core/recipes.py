@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from typing import Any, Literal, TypeVar
 from vlm4vla.core.errors import RecipeError, unknown_name
 
 Recipe = TypeVar("Recipe")
+
+HEADS = ("mlp",)
+"""Names of action heads; `policies.heads` has one class for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,40 @@ class Trial:
     demonstrations: DemonstrationRecipe
     train: TrainRecipe
     evaluations: tuple[EvaluationRecipe, ...]
+
+
+def check_policy(recipe: PolicyRecipe) -> None:
+    """Raises: RecipeError naming a field that no policy can be built with."""
+    widths = [
+        recipe.head_width,
+        *recipe.head_body,
+        *([] if recipe.head_trunk is None else [recipe.head_trunk]),
+    ]
+    for name, value in (
+        ("image_size", recipe.image_size),
+        ("horizon", recipe.horizon),
+        *(("head_*", w) for w in widths),
+    ):
+        if value < 1:
+            raise RecipeError(f"policy.{name} must be at least 1, not {value}")
+    if recipe.head not in HEADS:
+        raise unknown_name("head", recipe.head, HEADS)
+
+
+def check_train(recipe: TrainRecipe, *, processes: int = 1) -> None:
+    """Raises: RecipeError naming a field that no training can be run with."""
+    positive = ["steps", "batch_size", "learning_rate", "clip_norm", "huber_delta"]
+    positive += ["log_every", "validate_every", "checkpoint_every"]
+    for name in positive:
+        if not 0 < getattr(recipe, name) < math.inf:
+            raise RecipeError(f"train.{name} must be positive, not {getattr(recipe, name)}")
+    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "seed"):
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise RecipeError(f"train.{name} must not be negative, but is {getattr(recipe, name)}")
+    if recipe.batch_size % processes:
+        raise RecipeError(
+            f"train.batch_size {recipe.batch_size} cannot be shared by {processes} processes; choose a multiple"
+        )
 
 
 def to_json(recipe: Any) -> dict[str, Any]:

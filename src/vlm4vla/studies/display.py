@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -116,7 +116,7 @@ class TrialView:
         return "   ".join(
             [
                 f"training   {now['step']:>5} of {steps}",
-                f"loss {now['loss']:.3f}" + (f", held out {held_out[-1]}" if held_out else ""),
+                f"loss {_loss(now)}" + (f", held out {held_out[-1]}" if held_out else ""),
                 f"{clock(max(0.0, seconds - since))} left",
             ]
         )
@@ -129,6 +129,11 @@ class TrialView:
             return "rollouts   starting"
         start, before = self._first_count = self._first_count or (time.monotonic(), count)
         return f"rollouts   {count:>5} of {total}{time_left(time.monotonic() - start, count - before, total - before)}"
+
+
+def _loss(entry: Mapping[str, Any]) -> str:
+    """JSON has no NaN: metrics.jsonl says null."""
+    return "not finite" if entry["loss"] is None else f"{entry['loss']:.3f}"
 
 
 def label(trial: Trial) -> str:

@@ -6,50 +6,37 @@ done stay quick.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from vlm4vla.backbones.registry import resolve
 from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
-from vlm4vla.core.actions import ActionSpec
+from vlm4vla.core.actions import ActionSpec, require_same
 from vlm4vla.core.errors import RecipeError, RunError, VLAError, unknown_name
 from vlm4vla.core.interfaces import ChunkPredictor
-from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, Trial, fingerprint, from_json, to_json
+from vlm4vla.core.recipes import (
+    DemonstrationRecipe,
+    EvaluationRecipe,
+    Trial,
+    fingerprint,
+    from_json,
+    to_json,
+)
 from vlm4vla.core.types import Demonstration, EpisodeResult
 from vlm4vla.demonstrations.packed import PackedSource, write_packed
+from vlm4vla.studies.checks import Resources, check, facts_of, is_trained, maker_of
 from vlm4vla.studies.display import Display, TrialView, time_left
-from vlm4vla.studies.presets import RANDOM_POLICY
 from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, read_trial, write_json
 
 BATCH = 16
 """Observations per forward pass of a rollout."""
-_DIGESTED_BYTES = 1 << 22
 _FOREVER = float("inf")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """How work is spread over this machine. Nothing here changes a result."""
-
-    demonstration_processes: int = 2
-    train_processes: int = 1
-    """More than one: under torchrun."""
-    workers: int = 2
-    """Processes that step environments; 0: the one that predicts."""
-    videos: int = 0
-    """Episodes of each task and evaluation that are recorded."""
-    device: str = "auto"
-    """`auto`: cuda where there is one."""
-    mirrors: tuple[str, ...] = ()
-    progress: bool = True
 
 
 def run_trial(
@@ -66,7 +53,7 @@ def run_trial(
     naming the folder, whose status.json then says `failed`; the same call tries again.
     """
     resources = resources or Resources()
-    check(trial)
+    check(trial, resources)
     try:
         with store.open(trial, facts=facts_of(trial), notes=notes) as run:
             if run.is_done(evaluated=evaluated):
@@ -88,48 +75,9 @@ def run_trial(
         raise RunError(f"{trial.name}: {text}") from error
 
 
-def is_trained(trial: Trial) -> bool:
-    """False for the random policy."""
-    return trial.policy.backbone != RANDOM_POLICY
-
-
-def check(trial: Trial) -> None:
-    """Find what is wrong with a recipe before any work is done.
-
-    Raises: RecipeError for unknown names and impossible combinations, BackboneError for a backbone that is not there.
-    """
-    if is_trained(trial):
-        _maker(trial.demonstrations).check(trial.demonstrations)
-        backbone = resolve(trial.policy.backbone)
-        if Path(backbone.location).is_absolute() and not Path(backbone.location).is_dir():
-            raise RecipeError(
-                f"backbone {backbone.name!r}: its weights are not in this installation ({backbone.location}). "
-                "Make some with `vlm4vla models build-tiny` and name their folder."
-            )
-    for recipe in trial.evaluations:
-        make_benchmark(recipe)
-        if not 1 <= recipe.execute <= trial.policy.horizon:
-            raise RecipeError(
-                f"an evaluation of {trial.name!r} executes {recipe.execute} actions of each chunk, but the policy "
-                f"predicts {trial.policy.horizon}; choose 1 to {trial.policy.horizon}"
-            )
-
-
-def facts_of(trial: Trial) -> dict[str, Any]:
-    """What a trial's result depends on beside its recipe: the demonstrations' and the backbone's content."""
-    if not is_trained(trial):
-        return {"demonstrations": None, "backbone": None}
-    location = resolve(trial.policy.backbone).location
-    folder = Path(location).expanduser()
-    return {
-        "demonstrations": _maker(trial.demonstrations).demonstrations_fingerprint(trial.demonstrations),
-        "backbone": _digest(folder) if folder.is_dir() else location,
-    }
-
-
 def make_demonstrations(recipe: DemonstrationRecipe, store: RunStore, resources: Resources) -> Path:
     """The packed folder of a recipe's demonstrations, made unless it is there."""
-    maker = _maker(recipe)
+    maker = maker_of(recipe)
     identity = maker.demonstrations_fingerprint(recipe)
     folder = store.demonstrations(identity)
     with locked(folder.with_name(f".{identity}.lock"), what="these demonstrations", patience=_FOREVER):
@@ -164,12 +112,22 @@ def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources)
     benchmark = make_benchmark(recipe)
     if (folder / "trial.json").exists():
         trial = read_trial(folder)
+        _require_finished(trial, folder)
         with locked(folder / ".lock", what=f"the trial {trial.name!r}"):
             predictor = _predictor(trial, folder, None, benchmark.action_spec, resources)
             return run_evaluation(predictor, recipe, folder, resources)
     if not (folder / "policy.json").exists():
         raise RunError(f"{folder}: neither a trial's folder (trial.json) nor a checkpoint (policy.json)")
     return run_evaluation(_load(folder, resources), recipe, folder, resources)
+
+
+def trained_for(checkpoint: Path) -> tuple[EvaluationRecipe, ...]:
+    """The evaluations of the trial that a checkpoint says it comes from; none when it does not say."""
+    path = checkpoint / "policy.json"
+    if not path.exists():
+        return ()
+    trial = read_json(path).get("provenance", {}).get("trial")
+    return () if trial is None else from_json(Trial, trial, where=str(path)).evaluations
 
 
 def run_evaluation(
@@ -181,6 +139,8 @@ def run_evaluation(
             f"the policy predicts {predictor.horizon} actions, so it cannot execute {recipe.execute} of them; "
             f"choose 1 to {predictor.horizon}"
         )
+    benchmark = make_benchmark(recipe)
+    require_same(predictor.action_spec, benchmark.action_spec, who=f"The policy and {benchmark.name}")
     where = folder / "evaluations" / fingerprint(recipe)
     where.mkdir(parents=True, exist_ok=True)
     if not (where / "evaluation.json").exists():
@@ -192,9 +152,10 @@ def run_evaluation(
         != recipe
     ):
         raise RunError(f"{where / 'evaluation.json'}: was changed by hand; delete {where} to evaluate again")
-    return evaluate(
+    play = partial(
+        evaluate,
         predictor,
-        make_benchmark(recipe),
+        benchmark,
         execute=recipe.execute,
         folder=where,
         # Others step while one batch is predicted; in one process nothing happens at the same time.
@@ -203,10 +164,19 @@ def run_evaluation(
         videos=resources.videos,
         progress=resources.progress,
     )
+    results = play()
+    return play() if any(result.error for result in results) else results  # a second attempt, then they stand
 
 
 def _train(trial: Trial, run: TrialRun, demonstrations: Path, resources: Resources) -> None:
-    device = _device(resources.device)
+    device = device_named(resources.device)
+    if device.startswith("cuda"):
+        import torch
+
+        resources = replace(
+            resources, train_processes=min(resources.train_processes, torch.cuda.device_count())
+        )
+    _note_training(run.folder / "provenance.json", device, resources.train_processes)
     if resources.train_processes > 1:
         _train_in_processes(trial, run, demonstrations, resources, device)
         return
@@ -221,6 +191,14 @@ def _train(trial: Trial, run: TrialRun, demonstrations: Path, resources: Resourc
         provenance=read_json(run.folder / "provenance.json"),
         mirrors=resources.mirrors,
     )
+
+
+def _note_training(path: Path, device: str, processes: int) -> None:
+    """Keep where a training ran, and every change of that when it was continued elsewhere."""
+    kept, now = read_json(path), {"device": device, "processes": processes}
+    if kept.get("training", [])[-1:] != [now]:
+        kept.setdefault("training", []).append(now)
+        write_json(path, kept)
 
 
 def _train_in_processes(
@@ -275,30 +253,29 @@ def _predictor(
 
 
 def _load(checkpoint: Path, resources: Resources) -> ChunkPredictor:
-    device = _device(resources.device)
+    device = device_named(resources.device)
     from vlm4vla.policies.predictor import Predictor
     from vlm4vla.policies.vla import VLA
 
     return Predictor(VLA.from_pretrained(checkpoint).to(device), batch_size=BATCH)
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as torch's name. Raises: RecipeError for another, or one that is not there."""
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise unknown_name("device", name, ["auto", "cpu", "cuda", "cuda:0"])
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise RecipeError(
+            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
     if name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # at the sizes that CPUs train, a second thread costs more than it brings
     return name
-
-
-def _maker(recipe: DemonstrationRecipe) -> ModuleType:
-    """The module that makes a source's demonstrations."""
-    if recipe.source != "tabletop":
-        raise unknown_name("source of demonstrations", recipe.source, ["tabletop"])
-    from vlm4vla.benchmarks.tabletop import generate
-
-    return generate
 
 
 def _counted(made: Iterator[Demonstration], total: int, *, shown: bool) -> Iterator[Demonstration]:
@@ -309,10 +286,15 @@ def _counted(made: Iterator[Demonstration], total: int, *, shown: bool) -> Itera
             display.show([f"demonstrations   {count:,} of {total:,} made{left}"], last=count == total)
 
 
-def _digest(folder: Path) -> str:
-    """Changes when other weights are put into a checkpoint folder: sizes and the first megabytes of its files."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(_DIGESTED_BYTES))
-    return digest.hexdigest()[:12]
+def _require_finished(trial: Trial, folder: Path) -> None:
+    """Results belong to a trial's last checkpoint: those of an earlier one would be taken for them later."""
+    if not is_trained(trial):
+        return
+    from vlm4vla.training.checkpoints import latest_checkpoint
+
+    latest = latest_checkpoint(folder / "checkpoints")
+    if latest is not None and latest.name != f"step-{trial.train.steps:06d}":
+        raise RunError(
+            f"{folder}: its training stopped at {latest.name} of {trial.train.steps}. Run the same command again to "
+            f"finish it, or evaluate the checkpoint by itself: vlm4vla evaluate {latest}"
+        )

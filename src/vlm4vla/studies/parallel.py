@@ -15,15 +15,9 @@ from typing import Any
 
 from vlm4vla.core.errors import RunError
 from vlm4vla.core.recipes import Trial
+from vlm4vla.studies.checks import Resources, check, facts_of, is_trained
 from vlm4vla.studies.display import Display, TrialView
-from vlm4vla.studies.execute import (
-    Resources,
-    check,
-    facts_of,
-    is_trained,
-    last_words,
-    make_demonstrations,
-)
+from vlm4vla.studies.execute import last_words, make_demonstrations
 from vlm4vla.studies.runs import RunStore, read_status
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -44,8 +38,9 @@ def run_trials(
     before anything is done; in the end RunError naming the trials that failed and their folders.
     """
     resources = resources or Resources()
+    trials = list(dict.fromkeys(trials))
     for trial in trials:
-        check(trial)
+        check(trial, dataclasses.replace(resources, train_processes=1))
     missing = [trial for trial in trials if not _prepared(trial, store, resources, notes)]
     views = [TrialView(trial, store.folder(trial)) for trial in trials]
     failed: list[str] = []

@@ -9,7 +9,8 @@ from pathlib import Path
 from vlm4vla.benchmarks.workers import die_with_parent
 from vlm4vla.core.errors import VLAError
 from vlm4vla.core.recipes import from_json
-from vlm4vla.studies.execute import Resources, run_trial
+from vlm4vla.studies.checks import Resources
+from vlm4vla.studies.execute import run_trial
 from vlm4vla.studies.runs import RunStore, read_trial
 
 

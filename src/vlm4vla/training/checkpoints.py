@@ -116,7 +116,7 @@ class Checkpoints:
         state: RunState,
     ) -> None:
         for leftover in self.folder.glob(".*partial*"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         partial = self.folder / f".{target.name}.partial"
         vla.save(partial, provenance={**self._provenance, "step": state.step}, state=weights)
         (partial / _STATE).mkdir()

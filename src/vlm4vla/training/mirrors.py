@@ -6,6 +6,7 @@ metrics.jsonl is the record; a mirror is for looking at.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,13 +66,20 @@ MIRRORS = ("tensorboard", "wandb", "trackio")
 
 def open_mirrors(names: Sequence[str], folder: Path, *, name: str, config: Mapping[str, Any]) -> list[Mirror]:
     """Start the mirrors with these names. Raises: RecipeError for an unknown one, RunError for one not installed."""
-    for asked in names:
-        if asked not in MIRRORS:
-            raise unknown_name("mirror", asked, MIRRORS)
+    check_mirrors(names)
     return [
         TensorBoard(folder, name, config) if asked == "tensorboard" else Tracker(asked, folder, name, config)
         for asked in names
     ]
+
+
+def check_mirrors(names: Sequence[str]) -> None:
+    """Raises: RecipeError for an unknown mirror, RunError for one that is not installed."""
+    for asked in names:
+        if asked not in MIRRORS:
+            raise unknown_name("mirror", asked, MIRRORS)
+        if importlib.util.find_spec(asked) is None:
+            raise RunError(f"mirror {asked!r} is not installed; pip install {asked}")
 
 
 def _load(module: str, package: str) -> Any:

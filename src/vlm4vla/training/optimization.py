@@ -9,25 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.recipes import TrainRecipe
 
 REMEMBERED = 100
 """Losses that decide what is normal."""
 DIVERGED = 20.0
 """A loss this many times the usual one, and above the first, means that the training has diverged."""
-
-
-def check(recipe: TrainRecipe) -> None:
-    """Raises: RecipeError naming a field that no training can be run with."""
-    positive = ["steps", "batch_size", "learning_rate", "clip_norm", "huber_delta"]
-    positive += ["log_every", "validate_every", "checkpoint_every"]
-    for name in positive:
-        if not 0 < getattr(recipe, name) < math.inf:
-            raise RecipeError(f"train.{name} must be positive, not {getattr(recipe, name)}")
-    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "seed"):
-        if not 0 <= getattr(recipe, name) < math.inf:
-            raise RecipeError(f"train.{name} must not be negative, but is {getattr(recipe, name)}")
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], recipe: TrainRecipe) -> torch.optim.AdamW:

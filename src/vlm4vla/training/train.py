@@ -52,7 +52,7 @@ def train(
     Raises: RecipeError, DataError, BackboneError; RunError when the training diverges or a checkpoint is damaged.
     """
     recipe = trial.train
-    optimization.check(recipe)
+    recipes.check_train(recipe)
     identity = recipes.fingerprint(trial.policy, trial.demonstrations, recipe, source.fingerprint)
     facts = {"trial": recipes.to_json(trial), "demonstrations": [source.name, source.fingerprint]}
     checkpoints = Checkpoints(

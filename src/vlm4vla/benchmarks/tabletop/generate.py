@@ -30,6 +30,8 @@ from vlm4vla.core.recipes import DemonstrationRecipe, fingerprint
 from vlm4vla.core.types import Demonstration, Goal
 
 NAME = f"tabletop-{VERSION}"
+GENERATION = 5
+"""Counts up with every change of what is demonstrated or drawn: older demonstrations are not taken for these."""
 SPEC = ACTION_SPEC
 _NOISY_SHARE = 0.35
 """Of the steps are carried out with noise. Noise in every step would blur the rest of every chunk: its later labels
@@ -48,7 +50,15 @@ _CONTINUED_SHARE = 0.25
 
 def demonstrations_fingerprint(recipe: DemonstrationRecipe) -> str:
     """Changes with whatever would change a demonstration; the held-out share does not."""
-    parts = [NAME, recipe.episodes, list(recipe.tasks), list(recipe.looks), recipe.image_size, recipe.seed]
+    parts = [
+        NAME,
+        GENERATION,
+        recipe.episodes,
+        list(recipe.tasks),
+        list(recipe.looks),
+        recipe.image_size,
+        recipe.seed,
+    ]
     return fingerprint(*parts, *([] if recipe.renderer == "ray" else [recipe.renderer]))
 
 

@@ -1,0 +1,114 @@
+"""What a trial needs, found out before any work is done. Never imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vlm4vla.backbones.registry import resolve
+from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.core.errors import RecipeError, unknown_name
+from vlm4vla.core.recipes import DemonstrationRecipe, Trial, check_policy, check_train
+from vlm4vla.studies.presets import RANDOM_POLICY
+from vlm4vla.training.mirrors import check_mirrors
+
+_DIGESTED_BYTES = 1 << 22
+_DIGESTED_PIECES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """How work is spread over this machine: kept in the provenance, in no recipe.
+
+    Rollouts and demonstrations do not depend on it at all. Training on another device or number of processes adds
+    floating-point numbers up in another order.
+    """
+
+    demonstration_processes: int = 2
+    train_processes: int = 1
+    """More than one: under torchrun."""
+    workers: int = 2
+    """Processes that step environments; 0: the one that predicts."""
+    videos: int = 0
+    """Episodes of each task and evaluation that are recorded."""
+    device: str = "auto"
+    """`auto`: cuda where there is one."""
+    mirrors: tuple[str, ...] = ()
+    progress: bool = True
+
+
+def is_trained(trial: Trial) -> bool:
+    """False for the random policy."""
+    return trial.policy.backbone != RANDOM_POLICY
+
+
+def check(trial: Trial, resources: Resources) -> None:
+    """Find what is wrong with a recipe before any work is done.
+
+    Raises: RecipeError for unknown names and impossible combinations, BackboneError for a backbone that is not there.
+    """
+    if is_trained(trial):
+        check_policy(trial.policy)
+        check_train(trial.train, processes=resources.train_processes)
+        check_mirrors(resources.mirrors)
+        maker_of(trial.demonstrations).check(trial.demonstrations)
+        backbone = resolve(trial.policy.backbone)
+        if Path(backbone.location).is_absolute() and not Path(backbone.location).is_dir():
+            raise RecipeError(
+                f"backbone {backbone.name!r}: its weights are not in this installation ({backbone.location}). "
+                "Make some with `vlm4vla models build-tiny` and name their folder."
+            )
+    for recipe in trial.evaluations:
+        make_benchmark(recipe)
+        if not 1 <= recipe.execute <= trial.policy.horizon:
+            raise RecipeError(
+                f"an evaluation of {trial.name!r} executes {recipe.execute} actions of each chunk, but the policy "
+                f"predicts {trial.policy.horizon}; choose 1 to {trial.policy.horizon}"
+            )
+        seen = trial.demonstrations
+        if is_trained(trial) and seen.source == "tabletop" and recipe.benchmark.startswith("tabletop"):
+            for name in ("image_size", "renderer"):
+                shown, learned = getattr(recipe, name), getattr(seen, name)
+                if shown != learned:
+                    raise RecipeError(
+                        f"an evaluation of {trial.name!r} shows pictures with {name} {shown!r}, but the demonstrations "
+                        f"have {learned!r}; set evaluation.{name} and demonstrations.{name} alike"
+                    )
+
+
+def facts_of(trial: Trial) -> dict[str, Any]:
+    """What a trial's result depends on beside its recipe: the demonstrations' and the backbone's content."""
+    if not is_trained(trial):
+        return {"demonstrations": None, "backbone": None}
+    location = resolve(trial.policy.backbone).location
+    folder = Path(location).expanduser()
+    return {
+        "demonstrations": maker_of(trial.demonstrations).demonstrations_fingerprint(trial.demonstrations),
+        "backbone": _digest(folder) if folder.is_dir() else location,
+    }
+
+
+def maker_of(recipe: DemonstrationRecipe) -> ModuleType:
+    """The module that makes a source's demonstrations."""
+    if recipe.source != "tabletop":
+        raise unknown_name("source of demonstrations", recipe.source, ["tabletop"])
+    from vlm4vla.benchmarks.tabletop import generate
+
+    return generate
+
+
+def _digest(folder: Path) -> str:
+    """Changes when other weights are put into a checkpoint folder: small files whole, of large ones many pieces."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        size = path.stat().st_size
+        piece = _DIGESTED_BYTES if size <= _DIGESTED_BYTES else _DIGESTED_BYTES // _DIGESTED_PIECES
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size} ".encode())
+            for start in range(0, size, max(piece, size // _DIGESTED_PIECES)):
+                file.seek(start)
+                digest.update(file.read(piece))
+    return digest.hexdigest()[:12]
