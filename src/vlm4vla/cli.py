@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vlm4vla.studies.checks import Resources
 
 _AGAIN = "interrupted; the same command goes on where it stopped"
-_BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -166,7 +165,7 @@ def report(options: argparse.Namespace) -> None:
     records_of = options.folder
     _report(records_of, title=options.title or records_of.resolve().name, as_json=options.json)
     if options.readme is not None:
-        _write_readme(options.readme, records_of)
+        _write_readme(options.readme, records_of, section=options.section)
 
 
 def _report(out: Path, *, title: str, as_json: bool) -> None:
@@ -183,17 +182,18 @@ def _report(out: Path, *, title: str, as_json: bool) -> None:
     print(f"Report:  {page}\nResults: {out / 'results.json'}")
 
 
-def _write_readme(readme: Path, out: Path) -> None:
-    """Replace what stands between the two markers."""
+def _write_readme(readme: Path, out: Path, *, section: str) -> None:
+    """Replace what stands between the section's two markers."""
     from vlm4vla.reports.records import collect
     from vlm4vla.reports.results import write_whole
     from vlm4vla.reports.tables import markdown
 
     text = readme.read_text(encoding="utf-8")
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1 or text.index(_BEGIN) > text.index(_END):
-        raise RecipeError(f"{readme}: needs the lines {_BEGIN} and {_END}, once each and in this order")
-    before, _, rest = text.partition(_BEGIN)
-    write_whole(readme, f"{before}{_BEGIN}\n{markdown(collect(out))}{_END}{rest.partition(_END)[2]}")
+    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise RecipeError(f"{readme}: needs the lines {begin} and {end}, once each and in this order")
+    before, _, rest = text.partition(begin)
+    write_whole(readme, f"{before}{begin}\n{markdown(collect(out))}{end}{rest.partition(end)[2]}")
 
 
 def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], *, as_json: bool) -> None:
@@ -412,7 +412,16 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("folder", type=Path, metavar="OUT", help="where quickstart or train wrote to")
     made.add_argument("--title")
     made.add_argument(
-        "--readme", type=Path, metavar="FILE", help=f"also write the tables between {_BEGIN} and its end"
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="also write the tables into a Markdown file, between two markers",
+    )
+    made.add_argument(
+        "--section",
+        default="results",
+        metavar="NAME",
+        help="which: <!-- NAME:begin --> to <!-- NAME:end -->; default results",
     )
     return parser
 

@@ -107,7 +107,10 @@ def build(
     if not (partial / "config.json").exists():
         shutil.rmtree(partial, ignore_errors=True)
         texts = [*example_texts(), *instructions()]
-        build_tiny(family, None, partial, texts=texts, seed=seed, extra_tokens=AnswerTokens().extra())
+        begun = partial.with_suffix(".begun")
+        shutil.rmtree(begun, ignore_errors=True)
+        build_tiny(family, None, begun, texts=texts, seed=seed, extra_tokens=AnswerTokens().extra())
+        begun.rename(partial)
     if progress:
         print(f"{name}: {scenes:,} pictures", flush=True)
     pictures = _pictures(scenes, TINY_SIZES[family].image_size, seed, processes)
@@ -130,7 +133,7 @@ def build(
 
 _CHOSEN: Mapping[str, Mapping[str, Any]] = {
     "tiny-qwen3-vl": {"steps": 5000},
-    "tiny-kosmos-2": {"steps": 2000, "stable": 0.0},
+    "tiny-kosmos-2": {"steps": 3000},
 }
 """Where the recipe is another: the quickstart's two backbones were trained for longer."""
 
