@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test quickstart bench clean
+.PHONY: help setup check format test slow quickstart bench clean
 
 STAMP := .venv/.installed
 BIN := .venv/bin
@@ -30,6 +30,9 @@ format: $(STAMP) ## rewrite the files as `make check` wants them
 
 test: $(STAMP) ## every test that needs neither a GPU, a network nor an external simulator
 	$(BIN)/pytest -n 2 --dist loadscope
+
+slow: $(STAMP) ## the tests marked slow: minutes each
+	$(BIN)/pytest -m slow
 
 quickstart: $(STAMP) ## demonstrations, two VLMs, training, rollouts, report: runs/quickstart/report.html
 	$(BIN)/vlm4vla quickstart --out runs/quickstart
