@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +16,7 @@ from vlm4vla import __version__
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
 
 if TYPE_CHECKING:
-    from vlm4vla.core.recipes import EvaluationRecipe, Trial
+    from vlm4vla.core.recipes import EvaluationRecipe
     from vlm4vla.core.types import EpisodeResult
     from vlm4vla.studies.checks import Resources
 
@@ -55,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def quickstart(options: argparse.Namespace) -> None:
     """Demonstrations, policies, rollouts, report."""
     from vlm4vla.studies import presets
+    from vlm4vla.studies.choices import given
     from vlm4vla.studies.parallel import run_trials
     from vlm4vla.studies.runs import RunStore
 
-    chosen = _given(options, "weights", "demonstrations", "steps", "episodes", "seed")
+    chosen = given(options, "weights", "demonstrations", "steps", "episodes", "seed")
     if options.backbone:
         chosen["backbones"] = options.backbone
     trials = presets.quickstart(**chosen)
@@ -69,7 +70,8 @@ def quickstart(options: argparse.Namespace) -> None:
         run_trials(trials, store, processes=options.processes, resources=resources, notes=_notes())
     except RunError:
         if any(store.folder(trial).exists() for trial in trials):
-            _report(out, title="Quickstart", as_json=options.json)  # what the other trials found
+            with contextlib.suppress(VLAError):  # what the others found; the first error is the one to tell
+                _report(out, title="Quickstart", as_json=options.json)
         raise
     _report(out, title="Quickstart", as_json=options.json)
 
@@ -107,13 +109,14 @@ def models(options: argparse.Namespace) -> None:
 def build_tiny(options: argparse.Namespace) -> None:
     """Pretrain tiny backbones."""
     from vlm4vla.backbones.families import FAMILIES
+    from vlm4vla.studies.choices import given
     from vlm4vla.tuning.pretrain import build
 
     _one_thread()
     names = [f"tiny-{family}" for family in FAMILIES] if options.name == "all" else [options.name]
     folders = []
     for name in names:
-        chosen = _given(options, "scenes", "steps", "seed", "processes")
+        chosen = given(options, "scenes", "steps", "seed", "processes")
         folders.append(build(name, options.out / name, progress=not options.quiet, **chosen))
     for folder in folders:
         card = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
@@ -126,10 +129,11 @@ def build_tiny(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """One trial: demonstrations, training, evaluation."""
+    from vlm4vla.studies.choices import chosen_trial
     from vlm4vla.studies.execute import run_trial
     from vlm4vla.studies.runs import RunStore
 
-    trial = _trial(options)
+    trial = chosen_trial(options)
     out: Path = options.out or Path("runs") / options.preset.rpartition(":")[2]
     resources = _resources(
         options,
@@ -145,13 +149,14 @@ def train(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Score a trained policy once more, in another way."""
+    from vlm4vla.studies.choices import chosen_evaluation
     from vlm4vla.studies.execute import evaluate_again, trained_for
     from vlm4vla.studies.runs import read_trial
 
     folder: Path = options.run.resolve()
     is_trial = (folder / "trial.json").exists()
     base = read_trial(folder).evaluations if is_trial else trained_for(folder)
-    recipe = _evaluation(options, base)
+    recipe = chosen_evaluation(options, base)
     results = evaluate_again(folder, recipe, _resources(options))
     out = folder.parents[1] if is_trial and folder.parent.name == "trials" else None
     if out is not None:
@@ -217,70 +222,11 @@ def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], 
     print(Table(f"{recipe.benchmark}, look {recipe.look}", ("task", "success", "n", "errors"), cells).text())
 
 
-def _trial(options: argparse.Namespace) -> Trial:
-    """A preset's trial with the command line's changes."""
-    from vlm4vla.benchmarks.registry import load
-    from vlm4vla.core.errors import unknown_name
-    from vlm4vla.core.recipes import override
-    from vlm4vla.studies.presets import PRESETS
-
-    if options.preset not in PRESETS and ":" not in options.preset:
-        raise unknown_name("preset", options.preset, PRESETS)
-    make = PRESETS[options.preset] if options.preset in PRESETS else load(options.preset)
-    chosen = _given(options, "backbone", "weights", "demonstrations", "steps", "episodes", "seed")
-    try:
-        trial: Trial = make(**chosen)
-    except TypeError as error:
-        raise RecipeError(f"preset {options.preset!r}: {error}") from error
-    changes: dict[str, dict[str, str]] = {}
-    for setting in options.set:
-        path, equals, value = setting.partition("=")
-        section, dot, name = path.partition(".")
-        if not (equals and dot) or section not in ("policy", "demonstrations", "train", "evaluation"):
-            raise RecipeError(
-                f"--set {setting!r}: write SECTION.FIELD=VALUE, where SECTION is policy, demonstrations, train or "
-                "evaluation (then for every evaluation)"
-            )
-        changes.setdefault(section, {})[name] = value
-    for section in ("policy", "demonstrations", "train"):
-        if section in changes:
-            changed = override(getattr(trial, section), changes[section], where=section)
-            trial = dataclasses.replace(trial, **{section: changed})
-    if "evaluation" in changes:
-        every = tuple(override(e, changes["evaluation"], where="evaluation") for e in trial.evaluations)
-        trial = dataclasses.replace(trial, evaluations=every)
-    return trial
-
-
-def _evaluation(options: argparse.Namespace, base: Sequence[EvaluationRecipe]) -> EvaluationRecipe:
-    from vlm4vla.core.recipes import EvaluationRecipe
-
-    recipe = base[0] if base else EvaluationRecipe(execute=1)
-    look = options.look or recipe.look
-    benchmark = options.benchmark or (recipe.benchmark if look == recipe.look else "tabletop")
-    changes: dict[str, Any] = {"benchmark": benchmark, "look": look}
-    if benchmark[-2:] in ("-a", "-d") and not options.look:
-        changes["look"] = benchmark[-1].upper()
-    if "chain" in benchmark:
-        changes["tasks"] = ()
-    if options.tasks is not None:
-        changes["tasks"] = tuple(task for task in options.tasks.split(",") if task)
-    for name, field in (("execute", "execute"), ("episodes", "episodes_per_task"), ("seed", "seed")):
-        if getattr(options, name) is not None:
-            changes[field] = getattr(options, name)
-    return dataclasses.replace(recipe, **changes)
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Options that were given."""
-    return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
-
-
 def _resources(options: argparse.Namespace, **more: Any) -> Resources:
     from vlm4vla.studies.checks import Resources
+    from vlm4vla.studies.choices import given
 
-    given = _given(options, "workers", "videos", "device")
-    return Resources(progress=not options.quiet, **given, **more)
+    return Resources(progress=not options.quiet, **given(options, "workers", "videos", "device"), **more)
 
 
 def _notes() -> Mapping[str, Any]:

@@ -32,9 +32,10 @@ def changed(trial: Trial, section: str, **fields: object) -> Trial:
     ("section", "fields", "words"),
     [
         ("train", {"steps": 0}, "train.steps must be positive"),
-        ("train", {"batch_size": 31}, "31 cannot be shared by 2 processes"),
+        ("train", {"batch_size": 31}, "31 is not divisible by 2 processes"),
         ("policy", {"head": "mpl"}, "did you mean 'mlp'"),
         ("policy", {"image_size": 0}, "policy.image_size must be at least 1"),
+        ("policy", {"head_body": (64, 0)}, "policy.head_body must be at least 1"),
         (
             "demonstrations",
             {"renderer": "opengl"},

@@ -122,17 +122,9 @@ class Trial:
 
 def check_policy(recipe: PolicyRecipe) -> None:
     """Raises: RecipeError naming a field that no policy can be built with."""
-    widths = [
-        recipe.head_width,
-        *recipe.head_body,
-        *([] if recipe.head_trunk is None else [recipe.head_trunk]),
-    ]
-    for name, value in (
-        ("image_size", recipe.image_size),
-        ("horizon", recipe.horizon),
-        *(("head_*", w) for w in widths),
-    ):
-        if value < 1:
+    for name in ("image_size", "horizon", "head_trunk", "head_width", "head_body"):
+        value = getattr(recipe, name)
+        if value is not None and min(value if isinstance(value, tuple) else (value,), default=1) < 1:
             raise RecipeError(f"policy.{name} must be at least 1, not {value}")
     if recipe.head not in HEADS:
         raise unknown_name("head", recipe.head, HEADS)
@@ -148,10 +140,16 @@ def check_train(recipe: TrainRecipe, *, processes: int = 1) -> None:
     for name in ("micro_batch_size", "warmup_steps", "weight_decay", "seed"):
         if not 0 <= getattr(recipe, name) < math.inf:
             raise RecipeError(f"train.{name} must not be negative, but is {getattr(recipe, name)}")
-    if recipe.batch_size % processes:
+    share_of(recipe.batch_size, processes)
+
+
+def share_of(batch_size: int, processes: int) -> int:
+    """Samples per process and step. Raises: RecipeError when they do not come out even."""
+    if batch_size % processes:
         raise RecipeError(
-            f"train.batch_size {recipe.batch_size} cannot be shared by {processes} processes; choose a multiple"
+            f"train.batch_size {batch_size} is not divisible by {processes} processes; change one of the two"
         )
+    return batch_size // processes
 
 
 def to_json(recipe: Any) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vlm4vla.backbones.encoding import BackboneInputs
-from vlm4vla.core.recipes import TrainRecipe
+from vlm4vla.core.recipes import TrainRecipe, share_of
 from vlm4vla.demonstrations.chunks import ChunkDataset, batch_indices
 from vlm4vla.policies.vla import VLA
-from vlm4vla.training.distributed import share_of
 
 Item = TypeVar("Item")
 

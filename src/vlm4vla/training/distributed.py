@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vlm4vla.core.errors import RecipeError, RunError
+from vlm4vla.core.errors import RunError
 
 Sharding = Literal["auto", "full", "none"]
 """`auto`: `full` on CUDA, `none` on CPU."""
@@ -147,12 +147,3 @@ def join(device: str) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), world, place)
     finally:
         dist.destroy_process_group()
-
-
-def share_of(batch_size: int, world: int) -> int:
-    """Samples per process and step. Raises: RecipeError when they do not come out even."""
-    if batch_size % world:
-        raise RecipeError(
-            f"train.batch_size {batch_size} is not divisible by {world} processes; change one of the two"
-        )
-    return batch_size // world

@@ -66,7 +66,7 @@ def train(
 
     with ExitStack() as stack:
         processes = stack.enter_context(distributed.join(device))
-        distributed.share_of(recipe.batch_size, processes.world)
+        recipes.share_of(recipe.batch_size, processes.world)
         samples, held_out_samples = _samples(trial, source)
         vla = _policy(trial, source, samples, latest).train()
         processes.share(vla, sharding=sharding, precision=recipe.precision)
