@@ -218,6 +218,12 @@ def test_another_action_convention_is_refused(quickstart: Path, capsys: pytest.C
     assert not (copy / "evaluations").exists()
 
 
+def test_the_folder_above_trials_names_them(quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(quickstart), "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert all(path.parent.name in told for path in quickstart.glob("trials/*/trial.json"))
+
+
 def test_cut_demonstrations_are_refused(quickstart: Path, backbone: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
     shutil.copytree(quickstart / "demonstrations", out / "demonstrations")

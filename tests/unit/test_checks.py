@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_trials import tiny_vlm
 
-from vlm4vla.core.errors import RecipeError, RunError
+from vlm4vla.core.errors import RecipeError, RunError, SimulatorError
 from vlm4vla.core.recipes import HEADS, Trial
 from vlm4vla.policies import heads
 from vlm4vla.studies.checks import Resources, check, facts_of
@@ -46,8 +46,14 @@ def changed(trial: Trial, section: str, **fields: object) -> Trial:
     ],
 )
 def test_a_bad_recipe_costs_nothing(
-    trial: Trial, section: str, fields: dict[str, object], words: str, tmp_path: Path
+    trial: Trial,
+    section: str,
+    fields: dict[str, object],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")  # as for a user of OpenGL; nothing is drawn here
     bad, store = changed(trial, section, **fields), RunStore(tmp_path / "out")
     with pytest.raises(RecipeError, match=words):
         run_trial(bad, store, resources=Resources(train_processes=2, progress=False))
@@ -59,6 +65,17 @@ def test_a_mirror_that_is_not_there_is_told_at_once(trial: Trial) -> None:
         check(trial, Resources(mirrors=("wandbb",)))
     with pytest.raises(RunError, match="pip install trackio"):
         check(trial, Resources(mirrors=("trackio",)))
+
+
+def test_opengl_without_a_library_is_told_at_once(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    store = RunStore(tmp_path / "out")
+    with pytest.raises(SimulatorError, match="needs MUJOCO_GL to be set"):
+        run_trial(changed(trial, "demonstrations", renderer="opengl"), store)
+    assert not store.root.exists()
 
 
 def test_heads_have_their_classes() -> None:

@@ -117,7 +117,11 @@ def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources)
             predictor = _predictor(trial, folder, None, benchmark.action_spec, resources)
             return run_evaluation(predictor, recipe, folder, resources)
     if not (folder / "policy.json").exists():
-        raise RunError(f"{folder}: neither a trial's folder (trial.json) nor a checkpoint (policy.json)")
+        held = ", ".join(path.parent.name for path in sorted(folder.glob("trials/*/trial.json")))
+        hint = f"; it holds the trials {held}: name one as {folder / 'trials'}/ID" if held else ""
+        raise RunError(
+            f"{folder}: neither a trial's folder (trial.json) nor a checkpoint (policy.json){hint}"
+        )
     return run_evaluation(_load(folder, resources), recipe, folder, resources)
 
 

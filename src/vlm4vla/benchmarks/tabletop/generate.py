@@ -21,7 +21,7 @@ from vlm4vla.benchmarks.tabletop.benchmark import (
     seed_of,
     start_for,
 )
-from vlm4vla.benchmarks.tabletop.render import check_renderer, jitter, look_named
+from vlm4vla.benchmarks.tabletop.render import check_opengl, check_renderer, jitter, look_named
 from vlm4vla.benchmarks.tabletop.scene import Scene
 from vlm4vla.benchmarks.tabletop.tasks import MAX_STEPS, Assignment, candidates, sensible, tasks_named
 from vlm4vla.benchmarks.workers import die_with_parent
@@ -63,9 +63,11 @@ def demonstrations_fingerprint(recipe: DemonstrationRecipe) -> str:
 
 
 def check(recipe: DemonstrationRecipe) -> None:
-    """Raises: RecipeError for unknown tasks, looks or renderers, or for zero episodes."""
+    """Raises: RecipeError for unknown tasks, looks or renderers, or zero episodes; SimulatorError as `check_opengl`."""
     tasks_named(recipe.tasks)
     check_renderer(recipe.renderer)
+    if recipe.renderer == "opengl":
+        check_opengl()
     for look in recipe.looks:
         look_named(look)
     if recipe.episodes <= 0 or not recipe.looks:

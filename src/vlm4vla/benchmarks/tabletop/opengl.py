@@ -14,7 +14,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vlm4vla.benchmarks.tabletop.render import AMBIENT, WALL_SHADE, Look, camera_xml, palette
+from vlm4vla.benchmarks.tabletop.render import AMBIENT, WALL_SHADE, Look, camera_xml, check_opengl, palette
 from vlm4vla.benchmarks.tabletop.scene import XML, Scene
 from vlm4vla.core.errors import SimulatorError
 
@@ -33,6 +33,7 @@ class OpenGLRenderer:
 
     def __init__(self, scene: Scene, size: int) -> None:
         """Raises: SimulatorError when OpenGL does not start."""
+        check_opengl()
         self.size = size
         self._scene = scene
         self._model = mujoco.MjModel.from_xml_string(XML.replace(_WORLD, _EXTRA, 1))
@@ -45,10 +46,9 @@ class OpenGLRenderer:
         try:
             self._renderer = mujoco.Renderer(self._model, size, size)
         except (AttributeError, ImportError, RuntimeError, mujoco.FatalError) as error:
-            chosen = os.environ.get("MUJOCO_GL", "unset")
             raise SimulatorError(
-                f"OpenGL does not start (MUJOCO_GL is {chosen}; {error}). Install EGL (Debian: libegl1) or OSMesa "
-                "(libosmesa6), set MUJOCO_GL to egl or osmesa before the start, or use the renderer 'ray'"
+                f"OpenGL does not start (MUJOCO_GL is {os.environ.get('MUJOCO_GL')}; {error}). Install EGL (Debian: "
+                "libegl1) or OSMesa (libosmesa6) and set MUJOCO_GL to egl or osmesa, or use the renderer 'ray'"
             ) from error
 
     def dress(self, look: Look) -> None:

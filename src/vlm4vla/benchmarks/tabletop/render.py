@@ -6,6 +6,8 @@ four more rays, so that a small picture still tells positions below a pixel.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vlm4vla.benchmarks.tabletop.scene import Scene
-from vlm4vla.core.errors import unknown_name
+from vlm4vla.core.errors import SimulatorError, unknown_name
 
 Color = tuple[float, float, float]
 BLOCK_COLORS: Mapping[str, Color] = {
@@ -161,6 +163,15 @@ def check_renderer(kind: str) -> None:
     """Raises: RecipeError for a name that is not in RENDERERS."""
     if kind not in RENDERERS:
         raise unknown_name("renderer", kind, RENDERERS)
+
+
+def check_opengl() -> None:
+    """Raises: SimulatorError where MuJoCo must be told which OpenGL library to load (Linux) and was not."""
+    if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
+        raise SimulatorError(
+            "the renderer 'opengl' needs MUJOCO_GL to be set before the start: MUJOCO_GL=egl (Debian: libegl1) or "
+            "MUJOCO_GL=osmesa (libosmesa6). The renderer 'ray' needs none"
+        )
 
 
 def palette(names: Sequence[str], look: Look) -> Float[np.ndarray, "geoms 3"]:
