@@ -172,3 +172,9 @@ def test_names_tell_trials_and_settings_apart(tmp_path: Path) -> None:
     recipes = [SMALL[0], replace(SMALL[0], seed=7)]
     assert len(set(setting_labels(recipes).values())) == 2
     assert list(settings(records)) == [SMALL[0]]
+
+
+def test_other_pictures_are_another_setting() -> None:
+    recipes = [SMALL[0], replace(SMALL[0], renderer="opengl")]
+    rays, opengl = setting_labels(recipes).values()
+    assert opengl == f"{rays}, drawn with opengl"

@@ -132,6 +132,7 @@ def setting_labels(recipes: Iterable[EvaluationRecipe]) -> dict[EvaluationRecipe
     plain = {
         recipe: f"{recipe.benchmark}, look {recipe.look}, "
         f"{recipe.execute} {'action' if recipe.execute == 1 else 'actions'} of each chunk executed"
+        + ("" if recipe.renderer == "ray" else f", drawn with {recipe.renderer}")
         for recipe in recipes
     }
     return {
