@@ -27,7 +27,7 @@ def tabletop(
     episodes: int = 50,
     seed: int = 0,
 ) -> Trial:
-    """The embedded benchmark in earnest: every task learnable by a tiny VLM; about an hour on two cores.
+    """The embedded benchmark in earnest: every task learnable by a tiny VLM; three quarters of an hour on two cores.
 
     Trained on looks A, B and C; `episodes` a task are scored in A and as many in D, which training never shows.
     """
