@@ -66,7 +66,7 @@ $(STAMP): pyproject.toml constraints.txt
 		$$python -m venv --clear .venv; \
 	fi
 	@echo "setup: installing the versions in constraints.txt (minutes the first time)"
-	@$(PIP) --upgrade pip hatchling editables
+	@$(PIP) --upgrade pip hatchling editables setuptools
 	@torch=$$(sed -n 's/^torch==//p' constraints.txt); \
 	if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then \
 		$(PIP) "torch==$$torch"; \

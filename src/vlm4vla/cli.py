@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -104,6 +105,28 @@ def models(options: argparse.Namespace) -> None:
     rows = tuple(tuple(cell(entry[column]) for column in columns) for entry in entries)
     print(Table("Backbones", columns, rows).text(width=110))
     print("\nAny checkpoint folder of these families, or organisation/name on the hub, is a backbone too.")
+
+
+def check_model(options: argparse.Namespace) -> None:
+    """Run the conformance battery on a backbone."""
+    from vlm4vla.backbones.backbone import Backbone
+    from vlm4vla.core.errors import BackboneError
+    from vlm4vla.policies.conformance import examine
+    from vlm4vla.reports.tables import Table
+
+    backbone = Backbone.from_pretrained(options.name, image_size=options.image_size, weights=options.weights)
+    findings = list(examine(backbone))
+    if options.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+    else:
+        rows = tuple((f.check, "passed" if f.passed else "FAILED", f.measured) for f in findings)
+        title = f"{options.name} ({type(backbone.vlm).__name__})"
+        print(Table(title, ("check", "result", "measured"), rows).text(width=110))
+    failed = [f"{f.check} ({f.why})" for f in findings if not f.passed]
+    if failed:
+        raise BackboneError(
+            f"{options.name}: {len(failed)} of {len(findings)} checks failed: {'; '.join(failed)}"
+        )
 
 
 def build_tiny(options: argparse.Namespace) -> None:
@@ -320,6 +343,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     made = add("models", models, "Backbones that have a name.")
     inner = made.add_subparsers(metavar="")
+    made = add("check", check_model, "Does a VLM do what a policy relies on? A table of checks.", into=inner)
+    made.add_argument("name", metavar="NAME|FOLDER", help="a registered name, organisation/name or a folder")
+    made.add_argument("--image-size", type=_positive, default=224, metavar="N", help="pixels; default 224")
+    made.add_argument("--weights", choices=("pretrained", "random"), default="pretrained")
     made = add("build-tiny", build_tiny, "Pretrain a tiny backbone from random weights.", into=inner)
     made.add_argument("name", metavar="NAME|all", help="tiny-qwen3-vl, ...")
     made.add_argument("--out", type=Path, default=Path("runs/models"), help="its folder is OUT/NAME")

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vlm4vla.backbones import loading
+from vlm4vla.backbones.discover import PARTS, HeadInput, Part, find_parts, image_token_id_of, query_id_of
 from vlm4vla.backbones.encoding import BackboneInputs, Encoder
+from vlm4vla.backbones.families import Family
 from vlm4vla.backbones.images import ImagePath, PatchLayout, nearest_allowed_size
 from vlm4vla.backbones.native import NativeInputs
-from vlm4vla.core.errors import BackboneError, unknown_name
+from vlm4vla.backbones.processed import ProcessorEncoder, load_processor, processed_arguments
+from vlm4vla.core.errors import unknown_name
 from vlm4vla.core.types import Observation
-
-Part = Literal["vision", "projector", "word_embedding", "language"]
-PARTS: tuple[Part, ...] = ("vision", "projector", "word_embedding", "language")
 
 
 class Backbone(nn.Module):
@@ -35,8 +35,8 @@ class Backbone(nn.Module):
     def __init__(
         self,
         checkpoint: loading.Checkpoint,
-        native: NativeInputs,
-        encoder: Encoder,
+        native: NativeInputs | None,
+        encoder: Encoder | ProcessorEncoder,
         query: Float[Tensor, "1 hidden"],
     ) -> None:
         """Use `from_pretrained`."""
@@ -48,7 +48,8 @@ class Backbone(nn.Module):
         self.query = nn.Parameter(query)
         self.hidden_size = query.shape[-1]
         self._checkpoint = checkpoint
-        self.vlm.get_input_embeddings().register_forward_hook(self._write_query)
+        self._head_input = HeadInput(self.vlm) if self.family.whole else None
+        self.vlm.get_input_embeddings().register_forward_hook(self._write_query, with_kwargs=True)
 
     @classmethod
     def from_pretrained(
@@ -67,11 +68,15 @@ class Backbone(nn.Module):
         `weights="random"` keeps architecture and tokenizer and redraws every weight from `seed`; `image_size` is the
         standard size every frame is brought to before the VLM's own.
 
-        Raises: RecipeError for an unknown name; BackboneError when the checkpoint is missing, damaged or of an
-        unknown family.
+        Raises: RecipeError for an unknown name; BackboneError when the checkpoint is missing, damaged, reads no
+        images, or its processor takes none.
         """
         checkpoint = loading.load(name_or_folder, weights=weights, seed=seed, dtype=dtype)
-        native, encoder = _inputs(checkpoint, prompt, image_size)
+        native, encoder = (
+            _inputs(checkpoint, checkpoint.family, prompt, image_size)
+            if isinstance(checkpoint.family, Family)
+            else (None, _discovered(checkpoint, image_size))
+        )
         hidden = checkpoint.vlm.get_input_embeddings().embedding_dim
         generator = torch.Generator().manual_seed(seed)
         # Zeros, as in the reference, let an RMSNorm amplify the query's gradient a thousandfold.
@@ -80,16 +85,44 @@ class Backbone(nn.Module):
             query = torch.zeros(1, hidden)
         return cls(checkpoint, native, encoder, query.to(dtype))
 
+    def like_this(self, folder: Path) -> Backbone:
+        """A checkpoint folder loaded with this backbone's prompt and image size."""
+        short = isinstance(self.family, Family) and self.encoder.prompt != self.family.prompts["long"]
+        return Backbone.from_pretrained(
+            folder,
+            prompt="short" if short else "long",
+            image_size=self.encoder.image_size,
+            dtype=self.query.dtype,
+        )
+
     def encode(self, observations: Sequence[Observation], *, length: int | None = None) -> BackboneInputs:
         """A batch on the CPU, picklable; rows are padded to the longest, or to `length` tokens."""
         return self.encoder(observations, length=length)
 
     def forward(self, inputs: BackboneInputs) -> Float[Tensor, "batch query hidden"]:
         """The last hidden state (after the final norm) at the query token."""
-        arguments = self.native(self.vlm, inputs.input_ids, inputs.images)
-        states: Tensor = self.vlm(**arguments, use_cache=False).last_hidden_state
+        states = self.states(inputs)
         rows = torch.arange(len(inputs), device=states.device)
-        return states[rows, inputs.lengths - 1].unsqueeze(1)
+        return states[rows, self.query_places(inputs, states)].unsqueeze(1)
+
+    def states(self, inputs: BackboneInputs) -> Float[Tensor, "batch length hidden"]:
+        """The last hidden states of all tokens (of an encoder-decoder: the decoder's)."""
+        arguments = (
+            self.native(self.vlm, inputs.input_ids, inputs.images)
+            if self.native
+            else processed_arguments(inputs)
+        )
+        output = self.vlm(**arguments, use_cache=False)
+        states: Tensor = self._head_input.take() if self._head_input else output.last_hidden_state
+        return states
+
+    def query_places(
+        self, inputs: BackboneInputs, states: Float[Tensor, "batch length hidden"]
+    ) -> Int64[Tensor, " batch"]:
+        """Where the query stands in every row of `states`."""
+        ids = inputs.arguments.get("decoder_input_ids", inputs.input_ids)
+        before = states.shape[1] - ids.shape[1]  # image tokens that have no id
+        return inputs.lengths + (before - 1)
 
     def part(self, name: Part) -> list[nn.Parameter]:
         """Parameters of one part; the four parts and the query make up the backbone, without overlap.
@@ -98,7 +131,7 @@ class Backbone(nn.Module):
         """
         if name not in PARTS:
             raise unknown_name("part", name, PARTS)
-        return list(self._parts()[name].values())
+        return list(find_parts(self.vlm, self.family)[name].values())
 
     def save(self, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
         """Write an ordinary Hugging Face checkpoint (without the query, which is the policy's).
@@ -107,41 +140,22 @@ class Backbone(nn.Module):
         """
         loading.save(self._checkpoint, folder, state=state)
 
-    def _parts(self) -> Mapping[Part, dict[str, nn.Parameter]]:
-        vision_tower = self.vlm.get_encoder(modality="image")
-        vision = {id(p) for name, p in vision_tower.named_parameters() if "merger" not in name}
-        words = {id(p) for p in self.vlm.get_input_embeddings().parameters()}
-        language = {id(p) for p in self.vlm.get_decoder().parameters()} - words
-        overlap = (vision & words) | (vision & language)
-        if not vision or not words or not language or overlap:
-            raise BackboneError(
-                f"{self.family.name}: vision tower, word embedding and language model of {type(self.vlm).__name__} "
-                "could not be told apart"
-            )
-        parts: dict[Part, dict[str, nn.Parameter]] = {name: {} for name in PARTS}
-        for name, parameter in self.vlm.named_parameters():
-            key = id(parameter)
-            part: Part = (
-                "vision"
-                if key in vision
-                else "word_embedding"
-                if key in words
-                else "language"
-                if key in language
-                else "projector"
-            )
-            parts[part][name] = parameter
-        return parts
-
     def _write_query(
-        self, module: nn.Module, arguments: tuple[Any, ...], output: Float[Tensor, "batch length hidden"]
+        self,
+        module: nn.Module,
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        output: Float[Tensor, "batch length hidden"],
     ) -> Float[Tensor, "batch length hidden"]:
-        is_query = (arguments[0] == self.encoder.query_id).unsqueeze(-1)
+        ids: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+        is_query = (ids == self.encoder.query_id).unsqueeze(-1)
         return torch.where(is_query, self.query.to(output.dtype), output)
 
 
-def _inputs(checkpoint: loading.Checkpoint, prompt: str, image_size: int) -> tuple[NativeInputs, Encoder]:
-    family, config = checkpoint.family, checkpoint.vlm.config
+def _inputs(
+    checkpoint: loading.Checkpoint, family: Family, prompt: str, image_size: int
+) -> tuple[NativeInputs, Encoder]:
+    config = checkpoint.vlm.config
     vision = config.vision_config
     if "image_grid_thw" in family.extra_inputs:
         merge = vision.spatial_merge_size
@@ -169,3 +183,25 @@ def _inputs(checkpoint: loading.Checkpoint, prompt: str, image_size: int) -> tup
     )
     native = NativeInputs(family=family, images=images, image_start=encoder.image_start, image_tokens=tokens)
     return native, encoder
+
+
+def _discovered(checkpoint: loading.Checkpoint, image_size: int) -> ProcessorEncoder:
+    vlm = checkpoint.vlm
+    start = None
+    if vlm.config.is_encoder_decoder:
+        text = vlm.config.get_text_config()
+        candidates = [
+            getattr(config, name, None)
+            for config in (vlm.config, text)
+            for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+        ]
+        start = next((value for value in candidates if isinstance(value, int)), 0)
+    return ProcessorEncoder(
+        load_processor(checkpoint.location, where=checkpoint.where),
+        checkpoint.family,
+        query_id=query_id_of(checkpoint.tokenizer, vlm),
+        image_id=image_token_id_of(vlm),
+        image_size=image_size,
+        start_id=start,
+        where=checkpoint.where,
+    )

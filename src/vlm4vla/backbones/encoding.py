@@ -5,8 +5,8 @@ Knows nothing of the VLM's weights, so it pickles cheaply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ class BackboneInputs:
     images: UInt8[Tensor, "batch height width 3"]
     input_ids: Int64[Tensor, "batch length"]
     lengths: Int64[Tensor, " batch"]
-    """Tokens per row, the query included."""
+    """Tokens per row, the query included (of an encoder-decoder: tokens of the decoder)."""
+    arguments: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a processor made beside the ids; `images` is then empty."""
 
     def __len__(self) -> int:
         """Rows."""
@@ -38,6 +40,7 @@ class BackboneInputs:
             self.images.to(device, non_blocking=True),
             self.input_ids.to(device, non_blocking=True),
             self.lengths.to(device, non_blocking=True),
+            {name: value.to(device, non_blocking=True) for name, value in self.arguments.items()},
         )
 
 
@@ -58,6 +61,7 @@ class Encoder:
         self.image_size = image_size
         self.image_tokens = image_tokens
         self.tokenizer = tokenizer
+        self.prompt = prompt
         before, self._after = prompt.split("{image}")
         self.image_id = self._special_id(image_token)
         self.query_id = self._special_id(query_token)

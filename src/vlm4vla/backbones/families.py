@@ -1,8 +1,9 @@
-"""What cannot be found out about a VLM, as data: prompts, image statistics, inputs its forward needs.
+"""What cannot be found out about a VLM, as data.
 
-A family is a value, not a class: `Backbone` is one piece of code that reads these facts. Prompts are the paper's
-(A.2.3); `{image}` is where the image tokens stand and `{instruction}` the stripped instruction; the query follows
-directly after the text.
+A family is a value, not a class: `Backbone` is one piece of code that reads these facts. Of the paper's families
+everything is known, so that their images are prepared on the device; of any other architecture that Hugging Face
+knows a few facts suffice, or none (`discover.py`). `{image}` in a prompt is where the image tokens stand and
+`{instruction}` the stripped instruction; the query follows directly after the text.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vlm4vla.core.errors import BackboneError
 
@@ -21,12 +25,30 @@ ExtraInput = Literal["image_grid_thw", "token_type_ids", "image_embeds_position_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """Facts about one family of VLMs."""
+class Architecture:
+    """What is known of a VLM beforehand; the rest is asked of its config, its model and its processor."""
 
     name: str
     model_type: str
     """`model_type` of the checkpoint's config."""
+    attention: Literal["sdpa", "eager"] | None = None
+    """None: what Hugging Face picks for the class."""
+    experts: bool = False
+    """A mixture of experts whose results shall not depend on the other rows of a batch."""
+    unit_norm_inputs: tuple[str, ...] = ()
+    """Name endings of layers fed with vectors of length one, for the random initialisation."""
+    prompt: str | None = None
+    """None: the processor's chat template, asking what the paper asks Qwen."""
+    vision: tuple[str, ...] = ()
+    """Prefixes of the vision part's parameters, where the model cannot tell them."""
+    whole: bool = False
+    """There is no base model that returns hidden states: they are taken from what enters the vocabulary head."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family(Architecture):
+    """Everything about one family of VLMs whose inputs are made here, without its processor."""
+
     text_model_type: str | None = None
     """`model_type` of its text config, where that tells families apart (PaliGemma-1 and -2)."""
     prompts: Mapping[str, str]
@@ -44,11 +66,6 @@ class Family:
     least_pixels: int = 0
     """For VLMs of any image size: smaller images are enlarged to this many pixels, but never beyond the checkpoint's
     own maximum. The reference passes 28 * 28 * 256 for Qwen, so that 224 becomes 448 (Paper A.2.1, released code)."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    experts: bool = False
-    """A mixture of experts."""
-    unit_norm_inputs: tuple[str, ...] = ()
-    """Name endings of layers fed with vectors of length one, for the random initialisation."""
     location_token: str | None = None
     """Format of the family's own tokens for places in an image, e.g. `<loc{:04d}>`."""
 
@@ -80,6 +97,7 @@ def _qwen(
         image_mean=mean,
         image_std=std,
         least_pixels=28 * 28 * 256,
+        attention="sdpa",
     )
 
 
@@ -117,6 +135,7 @@ FAMILIES: dict[str, Family] = {
             extra_inputs=("image_embeds_position_mask",),
             image_mean=CLIP_MEAN,
             image_std=CLIP_STD,
+            attention="sdpa",
             unit_norm_inputs=("image_to_text_projection.dense",),
             location_token="<patch_index_{:04d}>",
         ),
@@ -124,10 +143,33 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: Any, *, where: str) -> Family:
-    """The family of a Hugging Face config.
+INSTRUCTION = "What action should the robotic arm take to {instruction}"
+"""What a VLM is asked whose prompt is its own chat template: the question of the paper's long scheme (A.2.3)."""
 
-    Raises: BackboneError for an architecture whose facts are not known; `where` names the checkpoint.
+_INTERNVL_PROMPT = _QWEN_PROMPTS["long"].replace("<|vision_start|>{image}<|vision_end|>", "{image}")
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.model_type: architecture
+    for architecture in (
+        # The reference's configurations for it have scheme 1; its processor adds <img> and </img>.
+        Architecture(name="internvl", model_type="internvl", prompt=_INTERNVL_PROMPT),
+        Architecture(name="smolvlm", model_type="smolvlm"),
+        Architecture(name="gemma3", model_type="gemma3"),
+        Architecture(name="gemma4", model_type="gemma4"),
+        Architecture(name="llava_onevision", model_type="llava_onevision"),
+        Architecture(name="qwen3_5", model_type="qwen3_5"),
+        Architecture(name="blip-2", model_type="blip-2", whole=True),
+        Architecture(name="instructblip", model_type="instructblip", whole=True),
+        Architecture(name="instructblipvideo", model_type="instructblipvideo", whole=True),
+    )
+}
+"""By `model_type`: facts about architectures that are otherwise discovered."""
+
+
+def architecture_of(config: Any, *, where: str) -> Architecture:
+    """The family of a Hugging Face config, or what is known of its architecture.
+
+    Raises: BackboneError for what reads no images or is unknown to transformers; `where` names the checkpoint.
     """
     for family in FAMILIES.values():
         if config.model_type == family.model_type and family.text_model_type in (
@@ -135,7 +177,11 @@ def family_of(config: Any, *, where: str) -> Family:
             getattr(config.get_text_config(), "model_type", None),
         ):
             return family
-    raise BackboneError(
-        f"{where}: architecture {config.model_type!r} is of no known family ({', '.join(FAMILIES)}). "
-        "Add its facts to vlm4vla/backbones/families.py."
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise BackboneError(
+            f"{where}: {config.model_type!r} is no architecture that reads images and text, as far as transformers "
+            f"{transformers.__version__} knows; a policy has to see. Take a VLM, or a newer transformers."
+        )
+    return ARCHITECTURES.get(
+        config.model_type, Architecture(name=config.model_type, model_type=config.model_type)
     )

@@ -1,8 +1,9 @@
 """Random weights that a narrow model can learn from.
 
 Hugging Face draws every matrix with standard deviation 0.02, which suits a width of thousands: at a width of 64 the
-signal dies within two layers. Here the deviation follows the fan-in. Building a tiny VLM and `weights="random"` share
-this function, so pretrained against random compares the pretraining and nothing else.
+signal dies within two layers. Here the deviation follows the fan-in; VLMs of `NARROW` or more keep their own.
+Building a tiny VLM and `weights="random"` share this function, so pretrained against random compares the pretraining
+and nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+NARROW = 512
+"""Hidden sizes below this are redrawn; a wider VLM from scratch has its architecture's own initialisation."""
 GAIN = 0.7
 """Standard deviation of a matrix times the square root of its fan-in."""
 POSITION_STD = 0.5
@@ -46,3 +49,6 @@ def scaled_init_(model: PreTrainedModel, *, seed: int, unit_norm_inputs: Collect
             for kind, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim >= 2 and (kind == "weight" or kind.endswith("_proj")):
                     draw(parameter, GAIN * parameter.shape[-1] ** -0.5)
+                elif parameter.ndim >= 2 and not parameter.any():
+                    # A projection that begins at zero would hide the image until it has learned.
+                    draw(parameter, GAIN * max(parameter.shape) ** -0.5)

@@ -7,16 +7,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file, logging
 
-from vlm4vla.backbones.families import Family, family_of
-from vlm4vla.backbones.initialization import scaled_init_
+from vlm4vla.backbones.families import Architecture, architecture_of
+from vlm4vla.backbones.initialization import NARROW, scaled_init_
 from vlm4vla.backbones.kernels import ROW_STABLE_EXPERTS, images_as_batch_, patches_as_rows_
 from vlm4vla.backbones.registry import resolve
 from vlm4vla.core.errors import BackboneError
@@ -36,7 +45,11 @@ class Checkpoint:
 
     vlm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    family: Family
+    family: Architecture
+    location: str
+    """Where it was loaded from."""
+    where: str
+    """The same in an error's words."""
     processor_files: Mapping[str, str]
     """Text of the files that describe its processor, by name: kept to be saved again."""
 
@@ -64,12 +77,12 @@ def load(
     try:
         with quiet():
             config = AutoConfig.from_pretrained(entry.location, trust_remote_code=False)
-            family = family_of(config, where=where)
+            family = architecture_of(config, where=where)
             tokenizer = AutoTokenizer.from_pretrained(entry.location, trust_remote_code=False)
             if weights == "random":
                 vlm = _random(config, family, seed=seed, dtype=dtype)
             else:
-                vlm = _pretrained(entry.location, family, dtype=dtype, where=where)
+                vlm = _pretrained(entry.location, config, family, dtype=dtype, where=where)
             files = _processor_files(entry.location)
             patches_as_rows_(vlm)
             images_as_batch_(vlm)
@@ -83,7 +96,14 @@ def load(
             "Check the folder, or that the machine can reach the hub (or holds the model in its cache) "
             "and that the model's licence was accepted."
         ) from error
-    return Checkpoint(vlm=vlm, tokenizer=tokenizer, family=family, processor_files=files)
+    return Checkpoint(
+        vlm=vlm,
+        tokenizer=tokenizer,
+        family=family,
+        location=entry.location,
+        where=where,
+        processor_files=files,
+    )
 
 
 def save(checkpoint: Checkpoint, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
@@ -112,31 +132,58 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _pretrained(location: str, family: Family, *, dtype: torch.dtype, where: str) -> PreTrainedModel:
-    vlm, report = AutoModel.from_pretrained(
+def _class_of(config: PreTrainedConfig, architecture: Architecture) -> Any:
+    """The auto class of the base model, or of the whole one where transformers maps no base."""
+    if architecture.whole or type(config) not in MODEL_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModel
+
+
+def _base_of(vlm: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
+    """What returns hidden states."""
+    if architecture.whole or not hasattr(vlm, "lm_head"):
+        return vlm
+    return vlm.base_model
+
+
+def _pretrained(
+    location: str, config: PreTrainedConfig, architecture: Architecture, *, dtype: torch.dtype, where: str
+) -> PreTrainedModel:
+    kind = _class_of(config, architecture)
+    vlm, report = kind.from_pretrained(
         location,
         dtype=dtype,
-        attn_implementation=family.attention,
+        attn_implementation=architecture.attention,
         use_safetensors=True,  # never unpickle
         trust_remote_code=False,  # nor run what a checkpoint brings along
         output_loading_info=True,
     )
+    # A base model's checkpoint has no head; that of a whole one is not used for anything here.
     wrong = {
-        "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(key for key in report["unexpected_keys"] if "lm_head" not in key),
+        "missing": sorted(key for key in report["missing_keys"] if kind is AutoModel or not _of_head(key)),
+        "unexpected": sorted(key for key in report["unexpected_keys"] if not _of_head(key)),
         "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
     }
     problems = [f"{len(keys)} weights {what} (first: {keys[0]})" for what, keys in wrong.items() if keys]
     if problems:
         raise BackboneError(f"{where}: the weights do not fit the config: {'; '.join(problems)}")
-    return vlm
+    return _base_of(vlm, architecture)
 
 
-def _random(config: object, family: Family, *, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+def _of_head(key: str) -> bool:
+    return "lm_head" in key
+
+
+def _random(
+    config: PreTrainedConfig, architecture: Architecture, *, seed: int, dtype: torch.dtype
+) -> PreTrainedModel:
+    kind = _class_of(config, architecture)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vlm = AutoModel.from_config(config, dtype=dtype, attn_implementation=family.attention)
-    scaled_init_(vlm, seed=seed, unit_norm_inputs=family.unit_norm_inputs)
+        vlm = kind.from_config(config, dtype=dtype, attn_implementation=architecture.attention)
+    vlm = _base_of(vlm, architecture)
+    if vlm.get_input_embeddings().weight.shape[-1] < NARROW:
+        scaled_init_(vlm, seed=seed, unit_norm_inputs=architecture.unit_norm_inputs)
     return vlm
 
 

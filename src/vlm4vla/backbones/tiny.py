@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlm4vla.backbones.families import FAMILIES, Family
+from vlm4vla.backbones import tiny_others as others
+from vlm4vla.backbones.families import ARCHITECTURES, FAMILIES, INSTRUCTION, Architecture, Family
 from vlm4vla.backbones.initialization import scaled_init_
 from vlm4vla.backbones.loading import quiet
 from vlm4vla.core.errors import BackboneError, unknown_name
@@ -79,9 +80,9 @@ class _Kind:
     """How a family's tiny member is written down."""
 
     tokens: tuple[str, ...]
-    roles: dict[str, str]
+    roles: dict[str, Any]
     config: Callable[[TinySize, Callable[[str], int], int], dict[str, Any]]
-    processor: Callable[[TinySize, Family], dict[str, dict[str, Any]]]
+    processor: Callable[[TinySize, Any], dict[str, dict[str, Any]]]
     chat_template: str | None = None
 
 
@@ -99,9 +100,10 @@ def build_tiny(
     The tokenizer is byte-level BPE learned from `texts`, so their common words become one token each;
     `extra_tokens` (location tokens, say) are added behind. The same arguments write the same bytes.
     """
-    if family not in FAMILIES:
-        raise unknown_name("family", family, FAMILIES)
-    facts, kind, size = FAMILIES[family], _KINDS[family], size or TINY_SIZES[family]
+    if family not in _KINDS:
+        raise unknown_name("family", family, _KINDS)
+    facts = FAMILIES.get(family) or ARCHITECTURES[family]
+    kind, size = _KINDS[family], size or TINY_SIZES.get(family, TinySize())
     if size.image_size % (size.patch * MERGE):
         raise BackboneError(
             f"tiny {family}: image_size {size.image_size} must be a multiple of patch x {MERGE} = {size.patch * MERGE}"
@@ -125,7 +127,7 @@ def build_tiny(
 
 
 def _train_tokenizer(
-    kind: _Kind, facts: Family, size: TinySize, texts: Iterable[str], extra_tokens: Sequence[str]
+    kind: _Kind, facts: Architecture, size: TinySize, texts: Iterable[str], extra_tokens: Sequence[str]
 ) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -141,12 +143,13 @@ def _train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="right", **kind.roles)
 
 
-def _in_prompts(texts: Iterable[str], facts: Family) -> Iterator[str]:
+def _in_prompts(texts: Iterable[str], facts: Architecture) -> Iterator[str]:
     """Every text as it will stand: at the start of a segment and after a space; and the prompts themselves."""
     for text in texts:
         yield f"{text}\n"
         yield f" {text}"
-    for prompt in set(facts.prompts.values()):
+    prompts = facts.prompts.values() if isinstance(facts, Family) else [facts.prompt or INSTRUCTION]
+    for prompt in set(prompts):
         segments = prompt.format(image="<|>", instruction="<|>").replace("|>", "<|").split("<|")
         yield from (segment.strip("<>") for segment in segments for _ in range(20))
 
@@ -371,7 +374,57 @@ _KOSMOS = _Kind(
     config=_kosmos_config,
     processor=_fixed_processor("Kosmos2Processor", "CLIPImageProcessor"),
 )
+
+
+def _other(
+    tokens: tuple[str, ...],
+    roles: dict[str, Any],
+    config: Callable[[TinySize, dict[str, Any], dict[str, Any], Callable[[str], int]], dict[str, Any]],
+    processor: Callable[[TinySize], dict[str, Any]],
+    image_token: str,
+) -> _Kind:
+    return _Kind(
+        tokens=tokens,
+        roles=roles,
+        config=lambda size, ids, rows: config(size, _text(size, rows), _vision(size), ids),
+        processor=lambda size, facts: {"processor_config.json": processor(size)},
+        chat_template=others.CHAT.replace("IMAGE", image_token),
+    )
+
+
+def _qwen35_config(size: TinySize, ids: Callable[[str], int], rows: int) -> dict[str, Any]:
+    config = _qwen3_config(size, ids, rows)
+    config["text_config"] |= others.qwen35_text(size)
+    config["vision_config"].pop("deepstack_visual_indexes")
+    return config
+
+
 _KINDS: dict[str, _Kind] = {
+    "internvl": _other(
+        others.INTERNVL_TOKENS,
+        others.CHAT_ROLES | others.INTERNVL_ROLES,
+        others.internvl,
+        others.internvl_processor,
+        "<IMG_CONTEXT>",
+    ),
+    "smolvlm": _other(
+        others.SMOLVLM_TOKENS, others.CHAT_ROLES, others.smolvlm, others.smolvlm_processor, "<image>"
+    ),
+    "gemma3": _other(
+        others.GEMMA_TOKENS, others.GEMMA_ROLES, others.gemma3, others.gemma3_processor, "<start_of_image>"
+    ),
+    "llava_onevision": _other(
+        others.LLAVA_TOKENS,
+        others.CHAT_ROLES,
+        others.llava_onevision,
+        others.llava_onevision_processor,
+        "<image>",
+    ),
+    "qwen3_5": replace(
+        _QWEN3,
+        config=_qwen35_config,
+        processor=lambda size, facts: _QWEN3.processor(size, FAMILIES["qwen3-vl"]),
+    ),
     "qwen2.5-vl": _QWEN25,
     "qwen3-vl": _QWEN3,
     "qwen3-vl-moe": replace(_QWEN3, config=_qwen3_moe_config),

@@ -31,6 +31,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from vlm4vla import __version__
 from vlm4vla.backbones import loading
 from vlm4vla.backbones.backbone import Backbone
+from vlm4vla.backbones.encoding import Encoder
 from vlm4vla.backbones.families import FAMILIES
 from vlm4vla.backbones.tiny import TINY_SIZES, build_tiny
 from vlm4vla.benchmarks.tabletop.scenes import SceneBatch, sample_scenes
@@ -148,12 +149,14 @@ class _Pretraining:
         backbone = Backbone.from_pretrained(
             folder, prompt="short", image_size=TINY_SIZES[recipe.family].image_size, seed=recipe.seed
         )
-        self.native, tokenizer = backbone.native, backbone.encoder.tokenizer
+        encoder = backbone.encoder
+        assert backbone.native is not None and isinstance(encoder, Encoder)  # tiny families have their facts
+        self.native, tokenizer = backbone.native, encoder.tokenizer
         self.vlm = backbone.vlm
         self.dense = DenseGrounding(self.vlm, self.native, seed=recipe.seed)
         tokens = AnswerTokens()
         self.questions = SceneQuestions(tokens)
-        self.encode = ConversationEncoder(backbone.encoder, end=tokenizer.eos_token_id)
+        self.encode = ConversationEncoder(encoder, end=tokenizer.eos_token_id)
         groups = [
             [int(tokenizer.convert_tokens_to_ids(token)) for token in group] for group in tokens.ordered()
         ]
