@@ -46,7 +46,7 @@ SIZE = TinySize(
     latents=4,
 )
 SAYINGS = ("lift the red block", "press the button", "push the blue block to the left")
-CURATED = ("internvl", "smolvlm", "gemma3", "llava_onevision", "qwen3_5")
+CURATED = ("internvl", "smolvlm", "gemma3", "gemma4", "llava_onevision", "qwen3_5")
 ASKED = "What action should the robotic arm take to {instruction}"
 GOLDEN = {
     # The question of the paper's long scheme inside each model's chat template; InternVL: the reference's prompt.

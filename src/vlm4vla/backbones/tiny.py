@@ -413,6 +413,13 @@ _KINDS: dict[str, _Kind] = {
     "gemma3": _other(
         others.GEMMA_TOKENS, others.GEMMA_ROLES, others.gemma3, others.gemma3_processor, "<start_of_image>"
     ),
+    "gemma4": _other(
+        others.GEMMA4_TOKENS,
+        others.GEMMA4_ROLES,
+        others.gemma4,
+        others.gemma4_processor,
+        "<image_soft_token>",
+    ),
     "llava_onevision": _other(
         others.LLAVA_TOKENS,
         others.CHAT_ROLES,

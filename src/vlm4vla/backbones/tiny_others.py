@@ -45,6 +45,7 @@ GEMMA_TOKENS = (
     "<pad>", "<eos>", "<bos>", "<unk>", "<image_soft_token>", "<start_of_image>", "<end_of_image>", "<|im_start|>",
     "<|im_end|>",
 )  # fmt: skip
+GEMMA4_TOKENS = (*GEMMA_TOKENS, "<|audio|>", "<audio>", "</audio>", "<|video|>")
 GEMMA_ROLES = {
     "bos_token": "<bos>",
     "eos_token": "<eos>",
@@ -55,6 +56,16 @@ GEMMA_ROLES = {
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
     },
+}
+GEMMA4_ROLES = GEMMA_ROLES | {
+    "extra_special_tokens": {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<audio>",
+        "eoa_token": "</audio>",
+    }
 }
 LLAVA_TOKENS = (*CHAT_TOKENS, "<image>", "<video>")
 
@@ -130,6 +141,47 @@ def gemma3_processor(size: TinySize) -> Processor:
         "processor_class": "Gemma3Processor",
         "image_processor": _image("Gemma3ImageProcessor", size, _HALVES),
         "image_seq_length": (size.image_size // size.patch // 2) ** 2,
+    }
+
+
+def gemma4(size: TinySize, text: Config, vision: Config, ids: Ids) -> Config:
+    """Gemma-4: patches with their places, averaged over 3 x 3, embeddings per layer; no audio."""
+    head = size.hidden // size.heads
+    return {
+        "text_config": {
+            **text,
+            "head_dim": head,
+            "global_head_dim": head,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": text["vocab_size"],
+            "layer_types": ["sliding_attention"] * (size.layers - 1) + ["full_attention"],
+            "sliding_window": 512,
+            "num_kv_shared_layers": 0,
+            **_gemma_roles(ids),
+        },
+        "vision_config": {
+            **{name: value for name, value in vision.items() if name != "image_size"},
+            "num_key_value_heads": size.vision_heads,
+            "head_dim": size.vision_hidden // size.vision_heads,
+            "pooling_kernel_size": 3,
+            "position_embedding_size": 64,
+        },
+        "audio_config": None,
+        "image_token_id": ids("<image_soft_token>"),
+        "boi_token_id": ids("<start_of_image>"),
+        "eoi_token_id": ids("<end_of_image>"),
+    }
+
+
+def gemma4_processor(size: TinySize) -> Processor:
+    """70 tokens, the least its processor allows, whatever the image's size."""
+    image = _image("Gemma4ImageProcessor", size, ([0.0] * 3, [1.0] * 3))
+    image |= {"patch_size": size.patch, "pooling_kernel_size": 3, "max_soft_tokens": 70}
+    return {
+        "processor_class": "Gemma4Processor",
+        "image_processor": image,
+        "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"},
+        "image_seq_length": 70,
     }
 
 
