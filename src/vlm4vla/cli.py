@@ -79,32 +79,55 @@ def quickstart(options: argparse.Namespace) -> None:
 
 def models(options: argparse.Namespace) -> None:
     """What a backbone can be called."""
-    from vlm4vla.backbones.registry import BACKBONES
-
-    entries: list[dict[str, str | int | None]] = []
-    for entry in BACKBONES.values():
-        folder = Path(entry.location)
-        weights = folder / "model.safetensors"
-        entries.append(
-            {
-                "name": entry.name,
-                "family": entry.family,
-                "where": _where(entry.location),
-                "parameters": _parameters(weights) if weights.exists() else None,
-            }
-        )
-    if options.json:
-        print(json.dumps(entries, indent=1))
-        return
+    from vlm4vla.policies.catalogue import cards
     from vlm4vla.reports.tables import DASH, Table
 
-    def cell(value: str | int | None) -> str:
-        return DASH if value is None else f"{value:,}" if isinstance(value, int) else value
+    if options.json:
+        print(json.dumps([dataclasses.asdict(card) for card in cards()], indent=1))
+        return
 
-    columns = ("name", "family", "parameters", "where")
-    rows = tuple(tuple(cell(entry[column]) for column in columns) for entry in entries)
-    print(Table("Backbones", columns, rows).text(width=110))
-    print("\nAny checkpoint folder of these families, or organisation/name on the hub, is a backbone too.")
+    def millions(count: int | None) -> str:
+        return DASH if count is None else f"{count / 1e6:,.1f}" if count >= 1e8 else f"{count / 1e6:.2f}"
+
+    columns = ("name", "parameters", "loaded", "paper", "head", "new", "tokens", "pixels", "where")
+    rows = tuple(
+        (
+            card.name,
+            *(millions(count) for count in (card.parameters, card.loaded)),
+            DASH if card.published_millions is None else f"{card.published_millions:,}",
+            millions(card.head),
+            DASH if card.new_share is None else f"{card.new_share:.2%}",
+            *(DASH if value is None else str(value) for value in (card.image_tokens, card.image_size)),
+            card.location.partition(":")[0],
+        )
+        for card in cards()
+    )
+    print(Table("Backbones (parameters in millions)", columns, rows).text(width=120))
+    print(
+        "\nparameters: with the vocabulary head, as the paper's Table 9 counts; loaded: without it; head: the paper's,\n"
+        "at chunk 10; new: query and head over loaded; tokens, pixels: of an image; "
+        f"{DASH}: known once its checkpoint is there.\n"
+        "`vlm4vla models show NAME` adds the prompt. Any other VLM: its folder or organisation/name."
+    )
+
+
+def show_model(options: argparse.Namespace) -> None:
+    """One backbone in full."""
+    from vlm4vla.core.errors import unknown_name
+    from vlm4vla.policies.catalogue import cards
+
+    known = {card.name: dataclasses.asdict(card) for card in cards()}
+    if options.name not in known:
+        raise unknown_name("backbone", options.name, known)
+    if options.json:
+        print(json.dumps(known[options.name], indent=1))
+        return
+    for name, value in known[options.name].items():
+        text = (
+            f"{value:,}" if isinstance(value, int) else f"{value:.4%}" if isinstance(value, float) else value
+        )
+        shown = "unknown without its checkpoint" if text is None else text.replace("\n", "\\n")
+        print(f"{name.replace('_', ' '):<20}{shown}")
 
 
 def check_model(options: argparse.Namespace) -> None:
@@ -261,22 +284,6 @@ def _say(options: argparse.Namespace, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _where(location: str) -> str:
-    folder = Path(location)
-    if not folder.is_absolute():
-        return location
-    return "in this package" if (folder / "model.safetensors").exists() else "not in this installation"
-
-
-def _parameters(weights: Path) -> int:
-    from math import prod
-
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="np") as file:
-        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-
-
 def _one_thread() -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
@@ -343,6 +350,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     made = add("models", models, "Backbones that have a name.")
     inner = made.add_subparsers(metavar="")
+    made = add("show", show_model, "One of them in full, with its prompt.", into=inner)
+    made.add_argument("name", metavar="NAME")
     made = add("check", check_model, "Does a VLM do what a policy relies on? A table of checks.", into=inner)
     made.add_argument("name", metavar="NAME|FOLDER", help="a registered name, organisation/name or a folder")
     made.add_argument("--image-size", type=_positive, default=224, metavar="N", help="pixels; default 224")

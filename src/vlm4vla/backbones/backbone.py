@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from vlm4vla.backbones import loading
 from vlm4vla.backbones.discover import PARTS, HeadInput, Part, find_parts, image_token_id_of, query_id_of
@@ -152,24 +153,30 @@ class Backbone(nn.Module):
         return torch.where(is_query, self.query.to(output.dtype), output)
 
 
+def image_layout(
+    config: PreTrainedConfig, family: Family, image_size: int, most_pixels: int
+) -> tuple[PatchLayout | None, int, int]:
+    """How a family lays out pixels, the side of its input image in pixels, and how many tokens that becomes."""
+    vision = config.vision_config
+    if "image_grid_thw" not in family.extra_inputs:
+        size = vision.image_size
+        return None, size, getattr(config, "latent_query_num", (size // vision.patch_size) ** 2)
+    merge = vision.spatial_merge_size
+    size = nearest_allowed_size(
+        image_size,
+        multiple=vision.patch_size * merge,
+        least_pixels=min(family.least_pixels, most_pixels),
+        most_pixels=most_pixels,
+    )
+    layout = PatchLayout(patch=vision.patch_size, merge=merge, temporal=vision.temporal_patch_size)
+    return layout, size, (size // vision.patch_size // merge) ** 2
+
+
 def _inputs(
     checkpoint: loading.Checkpoint, family: Family, prompt: str, image_size: int
 ) -> tuple[NativeInputs, Encoder]:
-    config = checkpoint.vlm.config
-    vision = config.vision_config
-    if "image_grid_thw" in family.extra_inputs:
-        merge = vision.spatial_merge_size
-        layout = PatchLayout(patch=vision.patch_size, merge=merge, temporal=vision.temporal_patch_size)
-        size = nearest_allowed_size(
-            image_size,
-            multiple=vision.patch_size * merge,
-            least_pixels=min(family.least_pixels, checkpoint.most_pixels),
-            most_pixels=checkpoint.most_pixels,
-        )
-        tokens = (size // vision.patch_size // merge) ** 2
-    else:
-        layout, size = None, vision.image_size
-        tokens = getattr(config, "latent_query_num", (size // vision.patch_size) ** 2)
+    most = loading.most_pixels(checkpoint.processor_files) if "image_grid_thw" in family.extra_inputs else 0
+    layout, size, tokens = image_layout(checkpoint.vlm.config, family, image_size, most)
     encoder = Encoder(
         checkpoint.tokenizer,
         prompt=family.prompts[prompt],

@@ -53,14 +53,12 @@ class Checkpoint:
     processor_files: Mapping[str, str]
     """Text of the files that describe its processor, by name: kept to be saved again."""
 
-    @property
-    def most_pixels(self) -> int:
-        """Largest image that the checkpoint's own preprocessing lets through (VLMs of any image size)."""
-        files = {
-            name: json.loads(text) for name, text in self.processor_files.items() if name.endswith(".json")
-        }
-        facts = files.get("preprocessor_config.json") or files["processor_config.json"]["image_processor"]
-        return int(facts.get("max_pixels") or facts["size"]["longest_edge"])
+
+def most_pixels(processor_files: Mapping[str, str]) -> int:
+    """Largest image that a checkpoint's own preprocessing lets through (VLMs of any image size)."""
+    files = {name: json.loads(text) for name, text in processor_files.items() if name.endswith(".json")}
+    facts = files.get("preprocessor_config.json") or files["processor_config.json"]["image_processor"]
+    return int(facts.get("max_pixels") or facts["size"]["longest_edge"])
 
 
 def load(
@@ -83,7 +81,7 @@ def load(
                 vlm = _random(config, family, seed=seed, dtype=dtype)
             else:
                 vlm = _pretrained(entry.location, config, family, dtype=dtype, where=where)
-            files = _processor_files(entry.location)
+            files = processor_files(entry.location)
             patches_as_rows_(vlm)
             images_as_batch_(vlm)
             if family.experts:
@@ -187,7 +185,8 @@ def _random(
     return vlm
 
 
-def _processor_files(location: str) -> dict[str, str]:
+def processor_files(location: str) -> dict[str, str]:
+    """Text of the files that describe a checkpoint's processor, by name. Raises: BackboneError for none."""
     files = {}
     for name in _PROCESSOR_FILES:
         path = cached_file(location, name, _raise_exceptions_for_missing_entries=False)

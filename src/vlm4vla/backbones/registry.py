@@ -45,6 +45,17 @@ BACKBONES: dict[str, BackboneEntry] = {
         BackboneEntry(name="paligemma-1-3b", location="google/paligemma-3b-pt-224", family="paligemma-1"),
         BackboneEntry(name="paligemma-2-3b", location="google/paligemma2-3b-pt-224", family="paligemma-2"),
         BackboneEntry(name="kosmos-2", location="microsoft/kosmos-2-patch14-224", family="kosmos-2"),
+        # Beyond the paper; their own processors make their inputs.
+        BackboneEntry(name="internvl3.5-1b", location="OpenGVLab/InternVL3_5-1B-HF"),
+        BackboneEntry(name="internvl3.5-2b", location="OpenGVLab/InternVL3_5-2B-HF"),
+        BackboneEntry(name="internvl3.5-4b", location="OpenGVLab/InternVL3_5-4B-HF"),
+        BackboneEntry(name="smolvlm2-500m", location="HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
+        BackboneEntry(name="smolvlm2-2.2b", location="HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
+        BackboneEntry(name="gemma-3-4b", location="google/gemma-3-4b-it"),
+        BackboneEntry(name="gemma-4-e2b", location="google/gemma-4-E2B-it"),
+        BackboneEntry(name="llava-onevision-0.5b", location="llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
+        BackboneEntry(name="llava-onevision-7b", location="llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+        BackboneEntry(name="qwen3.5-27b", location="Qwen/Qwen3.5-27B"),
     )
 }
 
