@@ -104,8 +104,8 @@ def models(options: argparse.Namespace) -> None:
     )
     print(Table("Backbones (parameters in millions)", columns, rows).text(width=120))
     print(
-        "\nparameters: with the vocabulary head, as the paper's Table 9 counts; loaded: without it; head: the paper's,\n"
-        "at chunk 10; new: query and head over loaded; tokens, pixels: of an image; "
+        "\nparameters: with the vocabulary head, as the paper's Table 9 counts; loaded: without it; head: the\n"
+        "paper's, at chunk 10; new: query and head over loaded; tokens, pixels: of an image; "
         f"{DASH}: known once its checkpoint is there.\n"
         "`vlm4vla models show NAME` adds the prompt. Any other VLM: its folder or organisation/name."
     )

@@ -10,7 +10,8 @@ import pytest
 import torch
 from jaxtyping import UInt8
 
-from vlm4vla.backbones.backbone import PARTS, Backbone
+from vlm4vla.backbones.architectures import MOST_PIXELS, config_of
+from vlm4vla.backbones.backbone import PARTS, Backbone, image_layout
 from vlm4vla.backbones.families import FAMILIES
 from vlm4vla.backbones.registry import BACKBONES
 from vlm4vla.backbones.tiny import TinySize, build_tiny
@@ -125,6 +126,48 @@ def test_the_prompt_is_the_papers(backbone: Backbone) -> None:
     )
     assert tokens[-1] == backbone.encoder.query_id
     assert text == next(prompt for name, prompt in PROMPTS.items() if name in backbone.family.name)
+
+
+def test_the_short_prompt_is_scheme_2_of_the_paper(folder: Path) -> None:
+    backbone = Backbone.from_pretrained(folder, image_size=SIDE, prompt="short")
+    if "qwen" not in backbone.family.name:
+        pytest.skip("one prompt")
+    encoder = backbone.encoder
+    ids = encoder.tokens(SAYINGS[0]).tolist()
+    start, stop = encoder.image_start, encoder.image_start + encoder.image_tokens
+    text = encoder.tokenizer.decode(ids[:start]) + "IMAGE" + encoder.tokenizer.decode(ids[stop:-1])
+    assert text == "<|im_start|><|vision_start|>IMAGE<|vision_end|>lift the red block\n"
+    assert ids[-1] == encoder.query_id
+
+
+@pytest.mark.parametrize(
+    ("patch", "image_size", "enlarge", "side", "tokens"),
+    [
+        # Qwen2.5-VL has patches of 14 pixels, Qwen3-VL of 16; 2 x 2 patches make a token.
+        (14, 224, True, 448, 256),
+        (14, 224, False, 224, 64),
+        (14, 448, False, 448, 256),
+        (14, 512, True, 504, 324),
+        (14, 768, True, 756, 729),
+        (16, 224, True, 448, 196),
+        (16, 224, False, 224, 49),
+        (16, 512, True, 512, 256),
+        (16, 768, False, 768, 576),
+    ],
+)
+def test_image_sizes_of_qwen(patch: int, image_size: int, enlarge: bool, side: int, tokens: int) -> None:
+    name = "qwen2.5-vl-3b" if patch == 14 else "qwen3-vl-2b"
+    config, family = config_of(name), FAMILIES["qwen2.5-vl" if patch == 14 else "qwen3-vl"]
+    found = image_layout(config, family, image_size, MOST_PIXELS, enlarge=enlarge)
+    assert found[1:] == (side, tokens)
+
+
+def test_native_size_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    """A recipe's field, saved and loaded with the policy: fewer tokens, another feature."""
+    folder = build_tiny("qwen3-vl", replace(SIZE, image_size=64), tmp_path / "vlm", texts=SAYINGS, seed=0)
+    large, small = (Backbone.from_pretrained(folder, image_size=SIDE, enlarge=e) for e in (True, False))
+    assert (large.encoder.image_tokens, small.encoder.image_tokens) == (16, 4)
+    assert not torch.allclose(features(large, observation()), features(small, observation()))
 
 
 def test_saved_and_loaded_it_is_the_same(backbone: Backbone, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ class Backbone(nn.Module):
         native: NativeInputs | None,
         encoder: Encoder | ProcessorEncoder,
         query: Float[Tensor, "1 hidden"],
+        *,
+        enlarge: bool,
     ) -> None:
         """Use `from_pretrained`."""
         super().__init__()
@@ -49,6 +51,7 @@ class Backbone(nn.Module):
         self.query = nn.Parameter(query)
         self.hidden_size = query.shape[-1]
         self._checkpoint = checkpoint
+        self._enlarge = enlarge
         self._head_input = HeadInput(self.vlm) if self.family.whole else None
         self.vlm.get_input_embeddings().register_forward_hook(self._write_query, with_kwargs=True)
 
@@ -60,6 +63,7 @@ class Backbone(nn.Module):
         weights: Literal["pretrained", "random"] = "pretrained",
         prompt: Literal["long", "short"] = "long",
         image_size: int = 224,
+        enlarge: bool = True,
         query_init: Literal["normal", "zeros"] = "normal",
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -67,14 +71,14 @@ class Backbone(nn.Module):
         """Load a registered name, a hub id or a checkpoint folder.
 
         `weights="random"` keeps architecture and tokenizer and redraws every weight from `seed`; `image_size` is the
-        standard size every frame is brought to before the VLM's own.
+        standard size every frame is brought to before the VLM's own; without `enlarge` Qwen keeps it.
 
         Raises: RecipeError for an unknown name; BackboneError when the checkpoint is missing, damaged, reads no
         images, or its processor takes none.
         """
         checkpoint = loading.load(name_or_folder, weights=weights, seed=seed, dtype=dtype)
         native, encoder = (
-            _inputs(checkpoint, checkpoint.family, prompt, image_size)
+            _inputs(checkpoint, checkpoint.family, prompt, image_size, enlarge)
             if isinstance(checkpoint.family, Family)
             else (None, _discovered(checkpoint, image_size))
         )
@@ -84,7 +88,7 @@ class Backbone(nn.Module):
         query = torch.randn(1, hidden, generator=generator) * 0.02
         if query_init == "zeros":
             query = torch.zeros(1, hidden)
-        return cls(checkpoint, native, encoder, query.to(dtype))
+        return cls(checkpoint, native, encoder, query.to(dtype), enlarge=enlarge)
 
     def like_this(self, folder: Path) -> Backbone:
         """A checkpoint folder loaded with this backbone's prompt and image size."""
@@ -93,6 +97,7 @@ class Backbone(nn.Module):
             folder,
             prompt="short" if short else "long",
             image_size=self.encoder.image_size,
+            enlarge=self._enlarge,
             dtype=self.query.dtype,
         )
 
@@ -154,7 +159,7 @@ class Backbone(nn.Module):
 
 
 def image_layout(
-    config: PreTrainedConfig, family: Family, image_size: int, most_pixels: int
+    config: PreTrainedConfig, family: Family, image_size: int, most_pixels: int, *, enlarge: bool = True
 ) -> tuple[PatchLayout | None, int, int]:
     """How a family lays out pixels, the side of its input image in pixels, and how many tokens that becomes."""
     vision = config.vision_config
@@ -165,7 +170,7 @@ def image_layout(
     size = nearest_allowed_size(
         image_size,
         multiple=vision.patch_size * merge,
-        least_pixels=min(family.least_pixels, most_pixels),
+        least_pixels=min(family.least_pixels, most_pixels) if enlarge else 0,
         most_pixels=most_pixels,
     )
     layout = PatchLayout(patch=vision.patch_size, merge=merge, temporal=vision.temporal_patch_size)
@@ -173,10 +178,10 @@ def image_layout(
 
 
 def _inputs(
-    checkpoint: loading.Checkpoint, family: Family, prompt: str, image_size: int
+    checkpoint: loading.Checkpoint, family: Family, prompt: str, image_size: int, enlarge: bool
 ) -> tuple[NativeInputs, Encoder]:
     most = loading.most_pixels(checkpoint.processor_files) if "image_grid_thw" in family.extra_inputs else 0
-    layout, size, tokens = image_layout(checkpoint.vlm.config, family, image_size, most)
+    layout, size, tokens = image_layout(checkpoint.vlm.config, family, image_size, most, enlarge=enlarge)
     encoder = Encoder(
         checkpoint.tokenizer,
         prompt=family.prompts[prompt],

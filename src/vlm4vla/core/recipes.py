@@ -52,6 +52,9 @@ class PolicyRecipe:
     weights: Literal["pretrained", "random"] = "pretrained"
     image_size: int = 224
     """Every image is first brought to this square size, then to the VLM's own (Paper 3.3)."""
+    enlarge: bool = True
+    """VLMs of any image size (Qwen): small images are enlarged as the released code does, 224 to 448 pixels, which
+    costs 3 to 3.6 times the compute and adds no information; false keeps `image_size`."""
     prompt: Literal["long", "short"] = "long"
     """Qwen's scheme 1 or 2 (Paper A.2.3); other families have one prompt."""
     horizon: int = 10

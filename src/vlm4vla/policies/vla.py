@@ -72,6 +72,7 @@ class VLA(nn.Module):
             weights=recipe.weights,
             prompt=recipe.prompt,
             image_size=recipe.image_size,
+            enlarge=recipe.enlarge,
             query_init=recipe.query_init,
             seed=seed,
         )
@@ -155,7 +156,10 @@ class VLA(nn.Module):
             action_spec = ActionSpec(**manifest["action_spec"])
             normalization = Normalization.from_json(manifest["normalization"])
             backbone = Backbone.from_pretrained(
-                folder / _BACKBONE, prompt=recipe.prompt, image_size=recipe.image_size
+                folder / _BACKBONE,
+                prompt=recipe.prompt,
+                image_size=recipe.image_size,
+                enlarge=recipe.enlarge,
             )
             head = make_head(recipe, hidden_size=backbone.hidden_size, seed=0)
             own = load_file(weights)
