@@ -154,12 +154,12 @@ def check_model(options: argparse.Namespace) -> None:
 
 def build_tiny(options: argparse.Namespace) -> None:
     """Pretrain tiny backbones."""
-    from vlm4vla.backbones.families import FAMILIES
+    from vlm4vla.backbones.tiny import TINY_SIZES
     from vlm4vla.studies.choices import given
     from vlm4vla.tuning.pretrain import build
 
     _one_thread()
-    names = [f"tiny-{family}" for family in FAMILIES] if options.name == "all" else [options.name]
+    names = [f"tiny-{family}" for family in TINY_SIZES] if options.name == "all" else [options.name]
     folders = []
     for name in names:
         chosen = given(options, "scenes", "steps", "seed", "processes")

@@ -32,6 +32,7 @@ PROMPTS = {
         "<|im_start|>assistant\n<query>"
     ),
     "paligemma": "IMAGE<bos>lift the red block\n<query>",
+    "prismatic": "<s>IMAGEIn: What action should the robot take to lift the red block?\nOut:<query>",
     "kosmos": "<s><image>IMAGE</image><phrase>lift the red block\n</phrase><query>",
 }
 

@@ -123,6 +123,7 @@ _MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "latent_query_num": 64,
         },
     ),
+    "openvla-7b": ("openvla", {"text_config": _text(4096, 11008, 32, 32, 32, 32064)}),
 }
 
 ARCHITECTURE_NAMES = tuple(_MODELS)
@@ -160,6 +161,11 @@ def skeleton(config: PreTrainedConfig, *, vocabulary_head: bool = False) -> PreT
         model = kind.from_config(config)
     model.tie_weights()
     return model
+
+
+def has_vocabulary_head(config: PreTrainedConfig) -> bool:
+    """Whether there is a class with one: not for OpenVLA, of which only the base is written here."""
+    return type(config) in AutoModelForImageTextToText._model_mapping
 
 
 def parameter_count(model: PreTrainedModel) -> int:

@@ -83,6 +83,9 @@ _PALIGEMMA_PROMPT = "{image}<bos>{instruction}\n"
 # The paper prints <p>...</p>, which Kosmos-2's tokenizer does not know: its tag for a phrase is <phrase>.
 _KOSMOS_PROMPT = "<s><image>{image}</image><phrase>{instruction}\n</phrase>"
 
+# OpenVLA's own question; its image stands behind the start token.
+_OPENVLA_PROMPT = "<s>{image}In: What action should the robot take to {instruction}?\nOut:"
+
 
 def _qwen(
     name: str, model_type: str, *, mean: tuple[float, float, float], std: tuple[float, float, float]
@@ -138,6 +141,17 @@ FAMILIES: dict[str, Family] = {
             attention="sdpa",
             unit_norm_inputs=("image_to_text_projection.dense",),
             location_token="<patch_index_{:04d}>",
+        ),
+        Family(
+            name="prismatic",
+            model_type="openvla",
+            prompts={"long": _OPENVLA_PROMPT, "short": _OPENVLA_PROMPT},
+            image_token="<0xFE>",
+            query_token="<0xFF>",
+            extra_inputs=(),
+            image_mean=HALF,
+            image_std=HALF,
+            attention="sdpa",
         ),
     )
 }

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from vlm4vla.backbones import prismatic  # noqa: F401  registers an architecture that transformers lacks
 from vlm4vla.backbones.families import Architecture, architecture_of
 from vlm4vla.backbones.initialization import NARROW, scaled_init_
 from vlm4vla.backbones.kernels import ROW_STABLE_EXPERTS, images_as_batch_, patches_as_rows_

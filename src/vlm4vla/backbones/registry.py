@@ -45,6 +45,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         BackboneEntry(name="paligemma-1-3b", location="google/paligemma-3b-pt-224", family="paligemma-1"),
         BackboneEntry(name="paligemma-2-3b", location="google/paligemma2-3b-pt-224", family="paligemma-2"),
         BackboneEntry(name="kosmos-2", location="microsoft/kosmos-2-patch14-224", family="kosmos-2"),
+        BackboneEntry(name="openvla-7b", location="openvla/openvla-7b", family="prismatic"),
         # Beyond the paper; their own processors make their inputs.
         BackboneEntry(name="internvl3.5-1b", location="OpenGVLab/InternVL3_5-1B-HF"),
         BackboneEntry(name="internvl3.5-2b", location="OpenGVLab/InternVL3_5-2B-HF"),

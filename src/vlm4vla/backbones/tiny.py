@@ -16,11 +16,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
 )
 
 from vlm4vla.backbones import tiny_others as others
+from vlm4vla.backbones.architectures import has_vocabulary_head
 from vlm4vla.backbones.families import ARCHITECTURES, FAMILIES, INSTRUCTION, Architecture, Family
 from vlm4vla.backbones.initialization import scaled_init_
 from vlm4vla.backbones.loading import quiet
@@ -113,7 +115,8 @@ def build_tiny(
     config = AutoConfig.for_model(facts.model_type, **config_values)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+        auto = AutoModelForImageTextToText if has_vocabulary_head(config) else AutoModel
+        model = auto.from_config(config, attn_implementation="eager")
     scaled_init_(model, seed=seed, unit_norm_inputs=facts.unit_norm_inputs)
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
@@ -426,6 +429,12 @@ _KINDS: dict[str, _Kind] = {
         others.llava_onevision,
         others.llava_onevision_processor,
         "<image>",
+    ),
+    "prismatic": _Kind(
+        tokens=others.PRISMATIC_TOKENS,
+        roles=others.PRISMATIC_ROLES,
+        config=lambda size, ids, rows: others.prismatic(size, _text(size, rows), {}, ids),
+        processor=_fixed_processor("PrismaticProcessor", "SiglipImageProcessor"),
     ),
     "qwen3_5": replace(
         _QWEN3,

@@ -211,6 +211,31 @@ def llava_onevision_processor(size: TinySize) -> Processor:
     }
 
 
+PRISMATIC_TOKENS = ("<unk>", "<s>", "</s>", "<0xFE>", "<0xFF>", "<PAD>")
+PRISMATIC_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>", "unk_token": "<unk>"}
+
+
+def prismatic(size: TinySize, text: Config, vision: Config, ids: Ids) -> Config:
+    """OpenVLA's backbone: two towers of the same size here."""
+    tower = {
+        "width": size.vision_hidden,
+        "depth": size.vision_layers + 1,
+        "heads": size.vision_heads,
+        "mlp": size.vision_mlp,
+    }
+    return {
+        "text_config": {**text, "pad_token_id": ids("<PAD>")},
+        "vision_config": {
+            "image_size": size.image_size,
+            "patch_size": size.patch,
+            "dino": {**tower, "registers": 2},
+            "siglip": {**tower, "registers": 0},
+        },
+        "image_token_id": ids("<0xFE>"),
+        "pad_token_id": ids("<PAD>"),
+    }
+
+
 def qwen35_text(size: TinySize) -> Config:
     """Qwen3.5: gated delta nets in two of three layers here (three of four in the large ones)."""
     return {

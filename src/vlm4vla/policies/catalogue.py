@@ -75,6 +75,9 @@ def count(entry: BackboneEntry) -> Card:
         head = make_head(PolicyRecipe(backbone=entry.name), hidden_size=hidden, seed=0)
     new = sum(parameter.numel() for parameter in head.parameters())
     loaded = architectures.parameter_count(base)
+    whole = None
+    if architectures.has_vocabulary_head(config):
+        whole = architectures.parameter_count(architectures.skeleton(config, vocabulary_head=True))
     any_size = packaged and "image_grid_thw" in family.extra_inputs
     most = most_pixels(processor_files(entry.location)) if any_size else architectures.MOST_PIXELS
     _, size, tokens = image_layout(config, family, STANDARD_SIZE, most)
@@ -82,7 +85,7 @@ def count(entry: BackboneEntry) -> Card:
         name=entry.name,
         location=location,
         family=family.name,
-        parameters=architectures.parameter_count(architectures.skeleton(config, vocabulary_head=True)),
+        parameters=whole,
         loaded=loaded,
         published_millions=architectures.PUBLISHED_MILLIONS.get(entry.name),
         head=new,

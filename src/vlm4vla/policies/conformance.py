@@ -19,6 +19,7 @@ from torch import Tensor
 from vlm4vla.backbones.backbone import Backbone
 from vlm4vla.backbones.discover import PARTS
 from vlm4vla.backbones.encoding import BackboneInputs, Encoder
+from vlm4vla.backbones.loading import quiet
 from vlm4vla.core.errors import BackboneError
 from vlm4vla.core.recipes import PolicyRecipe
 from vlm4vla.core.types import Observation
@@ -259,9 +260,11 @@ def _attention(backbone: Backbone) -> tuple[bool, str]:
     if not vlm._supports_sdpa or backbone.family.attention == "eager":
         return True, "eager only"
     before = _of(backbone, _seen(backbone), _seen(backbone, 1, 1))
-    vlm.set_attn_implementation("eager" if used != "eager" else "sdpa")
+    with quiet():
+        vlm.set_attn_implementation("eager" if used != "eager" else "sdpa")
     after = _of(backbone, _seen(backbone), _seen(backbone, 1, 1))
-    vlm.set_attn_implementation(used)
+    with quiet():
+        vlm.set_attn_implementation(used)
     difference = _furthest(before, after)
     return difference <= 10 * SAME, f"difference {difference:.1e}"
 

@@ -32,7 +32,6 @@ from vlm4vla import __version__
 from vlm4vla.backbones import loading
 from vlm4vla.backbones.backbone import Backbone
 from vlm4vla.backbones.encoding import Encoder
-from vlm4vla.backbones.families import FAMILIES
 from vlm4vla.backbones.tiny import TINY_SIZES, build_tiny
 from vlm4vla.benchmarks.tabletop.scenes import SceneBatch, sample_scenes
 from vlm4vla.benchmarks.tabletop.tasks import instructions
@@ -88,8 +87,8 @@ def build(
     Raises: RecipeError for an unknown name or too few scenes; RunError when the folder holds something else.
     """
     family = name.removeprefix("tiny-")
-    if family not in FAMILIES:
-        raise unknown_name("tiny backbone", name, [f"tiny-{known}" for known in FAMILIES])
+    if family not in TINY_SIZES:
+        raise unknown_name("tiny backbone", name, [f"tiny-{known}" for known in TINY_SIZES])
     if scenes < 2 * _HELD_OUT:
         raise RecipeError(f"pretraining needs at least {2 * _HELD_OUT} scenes, not {scenes}")
     recipe = PretrainRecipe(family=family, scenes=scenes, seed=seed, **_CHOSEN.get(f"tiny-{family}", {}))
