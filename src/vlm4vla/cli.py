@@ -17,7 +17,7 @@ from vlm4vla import __version__
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
 
 if TYPE_CHECKING:
-    from vlm4vla.core.recipes import EvaluationRecipe
+    from vlm4vla.core.recipes import EvaluationRecipe, Trial
     from vlm4vla.core.types import EpisodeResult
     from vlm4vla.studies.checks import Resources
 
@@ -180,6 +180,9 @@ def train(options: argparse.Namespace) -> None:
     from vlm4vla.studies.runs import RunStore
 
     trial = chosen_trial(options)
+    if options.plan:
+        _plan(trial, options)
+        return
     out: Path = options.out or Path("runs") / options.preset.rpartition(":")[2]
     resources = _resources(
         options,
@@ -191,6 +194,21 @@ def train(options: argparse.Namespace) -> None:
     _say(options, f"{trial.name}: {store.folder(trial)}")
     run_trial(trial, store, resources=resources, evaluated=not options.no_evaluate, notes=_notes())
     _report(out, title=trial.name, as_json=options.json)
+
+
+def _plan(trial: Trial, options: argparse.Namespace) -> None:
+    """What a training would do, with sources for the paper's presets."""
+    from vlm4vla.core import recipes
+    from vlm4vla.reports.tables import Table
+    from vlm4vla.studies.paper_presets import PAPER_PRESETS, settings_of
+
+    if options.preset not in PAPER_PRESETS or options.json:
+        print(json.dumps(recipes.to_json(trial), indent=1))
+        return
+    settings = settings_of(options.preset, trial)
+    rows = tuple((s.name, s.here, s.paper, s.released, s.source) for s in settings)
+    columns = ("setting", "this recipe", "paper", "released code", "source")
+    print(Table(f"{trial.name}: nothing was started", columns, rows).text(width=120))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -365,12 +383,14 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--processes", type=_positive, metavar="N", help="that make pictures")
 
     made = add("train", train, "Train one policy: demonstrations, training, evaluation, report.")
-    made.add_argument("preset", metavar="PRESET", help="tabletop, or module:function that returns a Trial")
+    made.add_argument("preset", metavar="PRESET", help="tabletop, calvin, bridge, libero, or module:function")
     made.add_argument("--backbone", metavar="NAME|FOLDER", help="see vlm4vla models")
     made.add_argument("--out", type=Path, help="default: runs/PRESET")
     made.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change the recipe"
     )
+    made.add_argument("--variant", choices=("paper", "released"), help="of calvin, bridge and libero")
+    made.add_argument("--plan", action="store_true", help="print the recipe and its sources, start nothing")
     made.add_argument("--no-evaluate", action="store_true", help="train only")
     made.add_argument(
         "--mirror", action="append", default=[], help="copy metrics to tensorboard, trackio or wandb"

@@ -8,10 +8,11 @@ import pytest
 
 from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.core.recipes import PolicyRecipe, TrainRecipe, Trial, fingerprint, from_json, to_json
+from vlm4vla.studies.paper_presets import PAPER_PRESETS
 from vlm4vla.studies.presets import PRESETS, RANDOM_POLICY, quickstart, short_name, tabletop
 
 
-@pytest.fixture(params=["quickstart", *PRESETS])
+@pytest.fixture(params=["quickstart", *(name for name in PRESETS if name not in PAPER_PRESETS)])
 def trials(request: pytest.FixtureRequest) -> tuple[Trial, ...]:
     return quickstart() if request.param == "quickstart" else (PRESETS[request.param](),)
 

@@ -61,6 +61,34 @@ BACKBONES: dict[str, BackboneEntry] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedFacts:
+    """What the released configurations do differently for one VLM (Bridge and LIBERO; CALVIN: precision only)."""
+
+    learning_rate: float = 5e-5
+    precision: str = "fp16"
+    bridge_interval: int = 10_000
+    """Steps between checkpoints, and so how many of them the best is taken of."""
+
+
+_RELEASED = {
+    "qwen2.5-vl-3b": ReleasedFacts(learning_rate=2e-5, precision="bf16", bridge_interval=5_000),
+    "qwen2.5-vl-7b": ReleasedFacts(learning_rate=2e-5, precision="bf16", bridge_interval=1_250),
+    **{
+        f"qwen3-vl-{size}": ReleasedFacts(learning_rate=2e-5, precision="bf16")
+        for size in ("2b", "4b", "8b", "30b-a3b")
+    },
+    "paligemma-1-3b": ReleasedFacts(bridge_interval=2_500),
+    "paligemma-2-3b": ReleasedFacts(bridge_interval=2_500),
+    "kosmos-2": ReleasedFacts(bridge_interval=2_500),
+}
+
+
+def released_facts(name: str) -> ReleasedFacts:
+    """Of a VLM of the paper; for any other what the released code does for Qwen, its most frequent case."""
+    return _RELEASED.get(name, _RELEASED["qwen3-vl-4b"])
+
+
 def resolve(name_or_folder: str | Path) -> BackboneEntry:
     """The entry of a registered name, a checkpoint folder, or a hub id `organisation/name`.
 

@@ -84,6 +84,7 @@ class TrainRecipe:
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    """Of the whole gradient; 0: not clipped, as in the released code."""
     pose_weight: float = 1.0
     gripper_weight: float = 1.0
     """Paper Eq. 1: 1; the released code: 0.01."""
@@ -135,12 +136,12 @@ def check_policy(recipe: PolicyRecipe) -> None:
 
 def check_train(recipe: TrainRecipe, *, processes: int = 1) -> None:
     """Raises: RecipeError naming a field that no training can be run with."""
-    positive = ["steps", "batch_size", "learning_rate", "clip_norm", "huber_delta"]
+    positive = ["steps", "batch_size", "learning_rate", "huber_delta"]
     positive += ["log_every", "validate_every", "checkpoint_every"]
     for name in positive:
         if not 0 < getattr(recipe, name) < math.inf:
             raise RecipeError(f"train.{name} must be positive, not {getattr(recipe, name)}")
-    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "seed"):
+    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "clip_norm", "seed"):
         if not 0 <= getattr(recipe, name) < math.inf:
             raise RecipeError(f"train.{name} must not be negative, but is {getattr(recipe, name)}")
     share_of(recipe.batch_size, processes)

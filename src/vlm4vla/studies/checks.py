@@ -12,6 +12,7 @@ from vlm4vla.backbones.registry import resolve
 from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.core.errors import RecipeError, unknown_name
 from vlm4vla.core.recipes import DemonstrationRecipe, Trial, check_policy, check_train
+from vlm4vla.studies.paper_presets import PAPER_PRESETS
 from vlm4vla.studies.presets import RANDOM_POLICY
 from vlm4vla.training.mirrors import check_mirrors
 
@@ -93,6 +94,11 @@ def facts_of(trial: Trial) -> dict[str, Any]:
 
 def maker_of(recipe: DemonstrationRecipe) -> ModuleType:
     """The module that makes a source's demonstrations."""
+    if recipe.source in PAPER_PRESETS:
+        raise RecipeError(
+            f"demonstrations of {recipe.source!r} cannot be read by this version; `--plan` prints the recipe, and "
+            "`vlm4vla train tabletop` trains on demonstrations made here"
+        )
     if recipe.source != "tabletop":
         raise unknown_name("source of demonstrations", recipe.source, ["tabletop"])
     from vlm4vla.benchmarks.tabletop import generate

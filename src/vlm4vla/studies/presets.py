@@ -8,6 +8,7 @@ from typing import Literal
 
 from vlm4vla.benchmarks.tabletop.tasks import tasks_named
 from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, PolicyRecipe, TrainRecipe, Trial
+from vlm4vla.studies.paper_presets import PAPER_PRESETS
 
 Weights = Literal["pretrained", "random"]
 
@@ -114,7 +115,7 @@ def random_policy(evaluations: Sequence[EvaluationRecipe], *, seed: int = 0) -> 
     )
 
 
-PRESETS: Mapping[str, Callable[..., Trial]] = {"tabletop": tabletop}
+PRESETS: Mapping[str, Callable[..., Trial]] = {"tabletop": tabletop, **PAPER_PRESETS}
 """What `vlm4vla train` knows by name; any other function is named `module:function`."""
 
 

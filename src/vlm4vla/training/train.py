@@ -7,6 +7,7 @@ What a step does follows from (recipe, step) alone: which samples it sees, its l
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -88,7 +89,7 @@ def train(
             torch.manual_seed(_random_seed(recipe.seed, state.step, processes.rank))
             losses = _losses(vla, batch, recipe, processes, backward=True)
             processes.average_gradients(parameters)
-            norm = processes.whole(nn.utils.clip_grad_norm_(parameters, recipe.clip_norm))
+            norm = processes.whole(nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

@@ -1,0 +1,118 @@
+"""The paper's trainings: every number against the paper and the released configurations."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vlm4vla.cli import main
+from vlm4vla.core.recipes import check_policy, check_train, override, to_json
+from vlm4vla.studies.paper_presets import PAPER_PRESETS, bridge, calvin, libero, settings_of
+
+NINE = (
+    "qwen2.5-vl-3b",
+    "qwen2.5-vl-7b",
+    "qwen3-vl-2b",
+    "qwen3-vl-4b",
+    "qwen3-vl-8b",
+    "qwen3-vl-30b-a3b",
+    "paligemma-1-3b",
+    "paligemma-2-3b",
+    "kosmos-2",
+)
+
+
+@pytest.mark.parametrize("name", PAPER_PRESETS)
+def test_the_papers_numbers(name: str) -> None:
+    """A.2.1: batch, learning rate, steps, chunk; Eq. 1: both terms of the loss weigh 1."""
+    trial = PAPER_PRESETS[name]("qwen3-vl-4b")
+    batch, rate, steps, chunk = {
+        "calvin": (128, 2e-5, 30_000, 10),
+        "bridge": (512, 5e-5, 50_000, 4),
+        "libero": (512, 5e-5, 50_000, 4),
+    }[name]
+    train = trial.train
+    assert (train.batch_size, train.learning_rate, train.steps, trial.policy.horizon) == (
+        batch,
+        rate,
+        steps,
+        chunk,
+    )
+    assert (train.pose_weight, train.gripper_weight, train.huber_delta) == (1, 1, 1)
+    assert (train.schedule, train.weight_decay) == ("constant", 0)
+    assert [recipe.execute for recipe in trial.evaluations] == [chunk, chunk // 2, 1]
+    assert (trial.policy.image_size, trial.policy.prompt, trial.policy.freeze) == (224, "long", ())
+
+
+@pytest.mark.parametrize("name", PAPER_PRESETS)
+def test_every_backbone_has_the_same_recipe_in_the_papers_variant(name: str) -> None:
+    trials = [PAPER_PRESETS[name](backbone) for backbone in NINE]
+    assert len({json.dumps(to_json(trial.train)) for trial in trials}) == 1
+
+
+def test_the_released_numbers() -> None:
+    """They differ per backbone, which the paper's do not."""
+    on_calvin = calvin("kosmos-2", variant="released")
+    assert (on_calvin.train.steps, on_calvin.train.checkpoint_every, on_calvin.train.learning_rate) == (
+        41_165,
+        8_233,
+        2e-5,
+    )
+    assert [recipe.execute for recipe in on_calvin.evaluations] == [10]
+    rates = {name: bridge(name, variant="released").train.learning_rate for name in NINE}
+    assert {name for name, rate in rates.items() if rate == 5e-5} == {
+        "paligemma-1-3b",
+        "paligemma-2-3b",
+        "kosmos-2",
+    }
+    assert set(rates.values()) == {2e-5, 5e-5}
+    intervals = [bridge(name, variant="released").train.checkpoint_every for name in NINE]
+    assert intervals == [5_000, 1_250, 10_000, 10_000, 10_000, 10_000, 2_500, 2_500, 2_500]
+    assert [recipe.execute for recipe in libero(variant="released").evaluations] == [4, 2]
+    for make in PAPER_PRESETS.values():
+        trial = make(variant="released")
+        assert (trial.train.gripper_weight, trial.train.clip_norm, trial.policy.query_init) == (
+            0.01,
+            0,
+            "zeros",
+        )
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("name", PAPER_PRESETS)
+def test_recipes_are_possible_and_every_setting_has_a_source(name: str, variant: str) -> None:
+    trial = PAPER_PRESETS[name]("paligemma-2-3b", variant=variant)
+    check_policy(trial.policy)
+    check_train(trial.train, processes=8)
+    settings = {setting.name: setting for setting in settings_of(name, trial)}
+    assert all(s.here and s.paper and s.released and s.source for s in settings.values())
+    if variant == "paper":
+        for setting in ("batch size", "learning rate", "steps", "gripper's weight in the loss"):
+            assert settings[setting].here == settings[setting].paper
+        assert settings["chunk"].here == f"{settings['chunk'].paper} actions"
+    else:
+        assert settings["gradient clipping"].here == "off"
+        assert (
+            settings["gripper's weight in the loss"].here == settings["gripper's weight in the loss"].released
+        )
+
+
+def test_what_is_overridden_shows() -> None:
+    trial = calvin()
+    changed = override(trial.train, {"batch_size": "64"})
+    shown = settings_of("calvin", type(trial)(**{**_fields(trial), "train": changed}))
+    assert next(setting for setting in shown if setting.name == "batch size").here == "64"
+
+
+def _fields(trial: object) -> dict[str, object]:
+    return {name: getattr(trial, name) for name in trial.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def test_the_plan_is_printed_and_nothing_started(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "bridge", "--backbone", "qwen2.5-vl-7b", "--variant", "released", "--plan"]) == 0
+    table = capsys.readouterr().out
+    assert "every 1,250 for this backbone: 40" in table
+    assert "released code" in table
+    assert main(["train", "bridge", "--backbone", "qwen2.5-vl-7b"]) == 1
+    assert "demonstrations of 'bridge' cannot be read by this version" in capsys.readouterr().err
