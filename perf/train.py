@@ -13,7 +13,7 @@ from vlm4vla.backbones.backbone import Backbone
 from vlm4vla.backbones.tiny import TinySize, build_tiny
 from vlm4vla.benchmarks.tabletop.tasks import instructions
 from vlm4vla.core.types import Observation
-from vlm4vla.policies.heads import LossWeights, MLPHead
+from vlm4vla.policies.heads import Features, LossWeights, MLPHead
 
 SIZE = 64
 BATCH = 32
@@ -37,7 +37,7 @@ def main() -> None:
     arguments = backbone.native(backbone.vlm, inputs.input_ids, inputs.images)
 
     def ours() -> None:
-        head.loss(backbone(inputs), actions, valid, weights=LossWeights())["loss"].backward()
+        head.loss(Features(query=backbone(inputs)), actions, valid, weights=LossWeights())["loss"].backward()
 
     def bare() -> None:
         backbone.vlm(**arguments, use_cache=False).last_hidden_state.square().mean().backward()

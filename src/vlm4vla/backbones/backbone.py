@@ -91,6 +91,12 @@ class Backbone(nn.Module):
         rows = torch.arange(len(inputs), device=states.device)
         return states[rows, inputs.lengths - 1].unsqueeze(1)
 
+    def layers(self, inputs: BackboneInputs) -> tuple[Float[Tensor, "batch length hidden"], ...]:
+        """The output of every layer of the language model at every token; the last one after the final norm."""
+        arguments = self.native(self.vlm, inputs.input_ids, inputs.images)
+        outputs = self.vlm(**arguments, use_cache=False, output_hidden_states=True)
+        return (*outputs.hidden_states[1:-1], outputs.last_hidden_state)
+
     def part(self, name: Part) -> list[nn.Parameter]:
         """Parameters of one part; the four parts and the query make up the backbone, without overlap.
 

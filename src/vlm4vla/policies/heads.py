@@ -6,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER
-from vlm4vla.core.errors import unknown_name
 from vlm4vla.core.recipes import PolicyRecipe, TrainRecipe
 
 
@@ -32,11 +31,27 @@ class LossWeights:
         return cls(pose=recipe.pose_weight, gripper=recipe.gripper_weight, huber_delta=recipe.huber_delta)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a head sees of a batch. All but `query` is there only for a head with `needs_layers`."""
+
+    query: Float[Tensor, "batch query hidden"]
+    """The last hidden state at the query."""
+    layers: tuple[Float[Tensor, "batch length hidden"], ...] = ()
+    """The output of every layer of the language model at every token, the last one after the final norm."""
+    valid: Bool[Tensor, "batch length"] | None = None
+    """False at padding."""
+    seeds: tuple[int, ...] = ()
+    """A number per row that follows from its picture and words alone, for heads that draw; there in evaluation mode."""
+
+
 class ActionHead(nn.Module, ABC):
     """What every head offers. Targets and predictions are normalised: pose in [-1, 1], gripper in [0, 1]."""
 
     horizon: int
     """Actions per chunk."""
+    needs_layers: ClassVar[bool] = False
+    """Whether it reads more of the VLM than the query's feature."""
 
     @classmethod
     @abstractmethod
@@ -46,7 +61,7 @@ class ActionHead(nn.Module, ABC):
     @abstractmethod
     def loss(
         self,
-        features: Float[Tensor, "batch query hidden"],
+        features: Features,
         target: Float[Tensor, "batch horizon 7"],
         valid: Bool[Tensor, "batch horizon"],
         *,
@@ -59,7 +74,7 @@ class ActionHead(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(self, features: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch horizon 7"]:
+    def predict(self, features: Features) -> Float[Tensor, "batch horizon 7"]:
         """Normalised pose and the probability that the gripper command is positive."""
 
 
@@ -106,7 +121,7 @@ class MLPHead(ActionHead):
 
     def loss(
         self,
-        features: Float[Tensor, "batch query hidden"],
+        features: Features,
         target: Float[Tensor, "batch horizon 7"],
         valid: Bool[Tensor, "batch horizon"],
         *,
@@ -114,7 +129,7 @@ class MLPHead(ActionHead):
         count: Tensor | float | None = None,
     ) -> Mapping[str, Tensor]:
         """Huber on the pose (mean over valid steps and 6 dimensions), BCE on the gripper (Paper Eq. 1)."""
-        pose, logits = self(features)
+        pose, logits = self(features.query)
         mask = valid.to(pose.dtype)
         steps = mask.sum() if count is None else count
         huber = functional.huber_loss(
@@ -126,20 +141,10 @@ class MLPHead(ActionHead):
         total = weights.pose * pose_loss + weights.gripper * gripper_loss
         return {"loss": total, "pose": pose_loss.detach(), "gripper": gripper_loss.detach()}
 
-    def predict(self, features: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch horizon 7"]:
+    def predict(self, features: Features) -> Float[Tensor, "batch horizon 7"]:
         """Pose and sigmoid of the gripper logits."""
-        pose, logits = self(features)
+        pose, logits = self(features.query)
         return torch.cat([pose, logits.sigmoid().unsqueeze(-1)], dim=-1)
-
-
-HEADS: dict[str, type[ActionHead]] = {"mlp": MLPHead}
-
-
-def make_head(recipe: PolicyRecipe, *, hidden_size: int, seed: int) -> ActionHead:
-    """The recipe's head. Raises: RecipeError for an unknown name."""
-    if recipe.head not in HEADS:
-        raise unknown_name("head", recipe.head, HEADS)
-    return HEADS[recipe.head].from_recipe(recipe, hidden_size=hidden_size, seed=seed)
 
 
 def _stack(widths: Sequence[int]) -> nn.Sequential:
