@@ -20,7 +20,7 @@ def features(batch: int = 4, length: int = 5) -> Features:
     generator = torch.Generator().manual_seed(0)
     layers = tuple(torch.randn(batch, length, 8, generator=generator) for _ in range(2))
     valid = torch.arange(length) < torch.arange(2, 2 + batch)[:, None]
-    return Features(query=layers[-1][:, 1:2], layers=layers, valid=valid, seeds=tuple(range(batch)))
+    return Features(layers=layers, valid=valid, seeds=tuple(range(batch)))
 
 
 class Constant(nn.Module):
@@ -77,7 +77,7 @@ def test_padding_of_the_prompt_is_not_seen() -> None:
     before = head.predict(seen)
     assert seen.valid is not None
     changed = tuple(layer.masked_fill(~seen.valid[..., None], 9.0) for layer in seen.layers)
-    after = head.predict(Features(query=seen.query, layers=changed, valid=seen.valid, seeds=seen.seeds))
+    after = head.predict(Features(layers=changed, valid=seen.valid, seeds=seen.seeds))
     torch.testing.assert_close(after, before)
 
 

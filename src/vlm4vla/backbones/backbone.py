@@ -48,6 +48,7 @@ class Backbone(nn.Module):
         self.query = nn.Parameter(query)
         self.hidden_size = query.shape[-1]
         self._checkpoint = checkpoint
+        self._following: Float[Tensor, "batch count hidden"] | None = None
         self.vlm.get_input_embeddings().register_forward_hook(self._write_query)
 
     @classmethod
@@ -97,6 +98,23 @@ class Backbone(nn.Module):
         outputs = self.vlm(**arguments, use_cache=False, output_hidden_states=True)
         return (*outputs.hidden_states[1:-1], outputs.last_hidden_state)
 
+    def follow(
+        self, inputs: BackboneInputs, embeddings: Float[Tensor, "batch count hidden"] | None
+    ) -> Float[Tensor, "batch more hidden"]:
+        """The last hidden states at the query and at `embeddings`, which stand behind it (`more` is 1 + count)."""
+        count = 0 if embeddings is None else embeddings.shape[1]
+        ids = nn.functional.pad(inputs.input_ids, (0, count), value=self.encoder.pad_id)
+        rows = torch.arange(len(inputs), device=ids.device)[:, None]
+        places = inputs.lengths[:, None] - 1 + torch.arange(1 + count, device=ids.device)
+        ids[rows, places] = self.encoder.query_id
+        self._following = embeddings
+        try:
+            arguments = self.native(self.vlm, ids, inputs.images)
+            states: Tensor = self.vlm(**arguments, use_cache=False).last_hidden_state
+        finally:
+            self._following = None
+        return states[rows, places]
+
     def part(self, name: Part) -> list[nn.Parameter]:
         """Parameters of one part; the four parts and the query make up the backbone, without overlap.
 
@@ -143,7 +161,11 @@ class Backbone(nn.Module):
         self, module: nn.Module, arguments: tuple[Any, ...], output: Float[Tensor, "batch length hidden"]
     ) -> Float[Tensor, "batch length hidden"]:
         is_query = (arguments[0] == self.encoder.query_id).unsqueeze(-1)
-        return torch.where(is_query, self.query.to(output.dtype), output)
+        if self._following is None:
+            return torch.where(is_query, self.query.to(output.dtype), output)
+        written = torch.cat([self.query.expand(len(output), 1, -1), self._following], dim=1).to(output.dtype)
+        place = (is_query.cumsum(1) - 1).clamp(0, written.shape[1] - 1)
+        return torch.where(is_query, written.gather(1, place.expand_as(output)), output)
 
 
 def _inputs(checkpoint: loading.Checkpoint, prompt: str, image_size: int) -> tuple[NativeInputs, Encoder]:

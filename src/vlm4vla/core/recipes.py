@@ -20,7 +20,7 @@ from vlm4vla.core.errors import RecipeError, unknown_name
 
 Recipe = TypeVar("Recipe")
 
-HEADS = ("mlp", "flow")
+HEADS = ("mlp", "flow", "tokens")
 """Names of action heads; `policies.registry` has one class for each."""
 
 

@@ -75,7 +75,7 @@ class FlowHead(ActionHead):
     Inside, the gripper is -1 or 1, centred like the noise: the reference trained on 0 and 1 and cut at 0.
     """
 
-    needs_layers = True
+    needs = "layers"
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class FlowHead(ActionHead):
     def predict(self, features: Features) -> Float[Tensor, "batch horizon 7"]:
         """Ten Euler steps from each row's own noise, clipped to [-1, 1]; the gripper is brought to [0, 1]."""
         prompt, mask = self._read(features), self._mask(features)
-        actions, _ = self._noise(features.seeds, features.query)
+        actions, _ = self._noise(features.seeds, features.layers[0])
         for step in range(STEPS):
             time = torch.full((len(actions),), step / STEPS, device=actions.device)
             actions = actions + self._velocity(actions, time, prompt, mask) / STEPS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,14 +33,17 @@ class LossWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What a head sees of a batch. All but `query` is there only for a head with `needs_layers`."""
+    """What a head sees of a batch. Only what its `needs` names is there."""
 
-    query: Float[Tensor, "batch query hidden"]
+    query: Float[Tensor, "batch query hidden"] | None = None
     """The last hidden state at the query."""
     layers: tuple[Float[Tensor, "batch length hidden"], ...] = ()
     """The output of every layer of the language model at every token, the last one after the final norm."""
     valid: Bool[Tensor, "batch length"] | None = None
     """False at padding."""
+    follow: Callable[[Tensor | None], Tensor] | None = None
+    """Embeddings `[batch, count, hidden]` that the VLM reads behind the query -> its last hidden states
+    `[batch, 1 + count, hidden]` at the query and at each of them; None: no embeddings."""
     seeds: tuple[int, ...] = ()
     """A number per row that follows from its picture and words alone, for heads that draw; there in evaluation mode."""
 
@@ -50,8 +53,8 @@ class ActionHead(nn.Module, ABC):
 
     horizon: int
     """Actions per chunk."""
-    needs_layers: ClassVar[bool] = False
-    """Whether it reads more of the VLM than the query's feature."""
+    needs: ClassVar[Literal["query", "layers", "follow"]] = "query"
+    """What `Features` holds for it."""
 
     @classmethod
     @abstractmethod
@@ -129,6 +132,7 @@ class MLPHead(ActionHead):
         count: Tensor | float | None = None,
     ) -> Mapping[str, Tensor]:
         """Huber on the pose (mean over valid steps and 6 dimensions), BCE on the gripper (Paper Eq. 1)."""
+        assert features.query is not None
         pose, logits = self(features.query)
         mask = valid.to(pose.dtype)
         steps = mask.sum() if count is None else count
@@ -143,6 +147,7 @@ class MLPHead(ActionHead):
 
     def predict(self, features: Features) -> Float[Tensor, "batch horizon 7"]:
         """Pose and sigmoid of the gripper logits."""
+        assert features.query is not None
         pose, logits = self(features.query)
         return torch.cat([pose, logits.sigmoid().unsqueeze(-1)], dim=-1)
 

@@ -6,8 +6,9 @@ from vlm4vla.core.errors import unknown_name
 from vlm4vla.core.recipes import PolicyRecipe
 from vlm4vla.policies.flow import FlowHead
 from vlm4vla.policies.heads import ActionHead, MLPHead
+from vlm4vla.policies.tokens import TokensHead
 
-HEADS: dict[str, type[ActionHead]] = {"mlp": MLPHead, "flow": FlowHead}
+HEADS: dict[str, type[ActionHead]] = {"mlp": MLPHead, "flow": FlowHead, "tokens": TokensHead}
 
 
 def make_head(recipe: PolicyRecipe, *, hidden_size: int, seed: int) -> ActionHead:

@@ -110,14 +110,13 @@ class VLA(nn.Module):
         return self.head.predict(self._features(inputs))
 
     def _features(self, inputs: BackboneInputs) -> Features:
-        if not self.head.needs_layers:
+        if self.head.needs == "query":
             return Features(query=self.backbone(inputs))
+        if self.head.needs == "follow":
+            return Features(follow=lambda embeddings: self.backbone.follow(inputs, embeddings))
         states = self.backbone.layers(inputs)
         places = torch.arange(states[-1].shape[1], device=states[-1].device)
         return Features(
-            query=states[-1][torch.arange(len(inputs), device=places.device), inputs.lengths - 1].unsqueeze(
-                1
-            ),
             layers=states,
             valid=places < inputs.lengths[:, None],
             seeds=() if self.training else _seeds(inputs, self.recipe.image_size),
