@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vlm4vla.core.recipes import PolicyRecipe
+from vlm4vla.core.errors import RecipeError
+from vlm4vla.core.recipes import PolicyRecipe, check_policy
 from vlm4vla.policies.flow import FlowHead, centred, flow_time
 from vlm4vla.policies.heads import Features, LossWeights
 
@@ -104,3 +105,9 @@ def test_defaults_are_those_of_pi0() -> None:
     recipe = PolicyRecipe(backbone="any")
     sizes = (recipe.expert_layers, recipe.expert_width, recipe.expert_mlp)
     assert sizes == (18, 1024, 4096)
+
+
+@pytest.mark.parametrize("change", [{"expert_width": 33}, {"expert_layers": 0}])
+def test_sizes_nothing_can_be_built_with_are_errors(change: dict[str, int]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(change))):
+        check_policy(PolicyRecipe(backbone="any", **change))  # type: ignore[arg-type]
