@@ -25,7 +25,7 @@ from vlm4vla.backbones.loading import quiet
 from vlm4vla.backbones.tiny import TINY_SIZES, TinySize, build_tiny
 from vlm4vla.benchmarks.tabletop.tasks import instructions
 from vlm4vla.core.types import Observation
-from vlm4vla.policies.heads import LossWeights, MLPHead
+from vlm4vla.policies.heads import Features, LossWeights, MLPHead
 
 BATCH = 8
 SMALL = TinySize(
@@ -64,7 +64,7 @@ def measure(family: str, size: TinySize, folder: Path) -> dict[str, float]:
     rows = torch.arange(BATCH)
 
     def step(module: torch.nn.Module, feature: object) -> None:
-        head.loss(feature(), target, valid, weights=LossWeights())["loss"].backward()  # type: ignore[operator]
+        head.loss(Features(query=feature()), target, valid, weights=LossWeights())["loss"].backward()  # type: ignore[operator]
         optimizer = optimizers[id(module)]
         optimizer.step()
         optimizer.zero_grad()
@@ -100,7 +100,7 @@ def measure(family: str, size: TinySize, folder: Path) -> dict[str, float]:
 
     @torch.inference_mode()
     def predict() -> None:
-        head.predict(backbone(backbone.encode(observations[:1])))
+        head.predict(Features(query=backbone(backbone.encode(observations[:1]))))
 
     images, tensors, model, released, prediction = support.seconds(
         from_images, from_ready, bare, reference, predict, rounds=9

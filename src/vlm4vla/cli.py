@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm4vla import __version__
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
+from vlm4vla.core.recipes import HEADS
 
 if TYPE_CHECKING:
     from vlm4vla.core.recipes import EvaluationRecipe, Trial
@@ -60,7 +61,7 @@ def quickstart(options: argparse.Namespace) -> None:
     from vlm4vla.studies.parallel import run_trials
     from vlm4vla.studies.runs import RunStore
 
-    chosen = given(options, "weights", "demonstrations", "steps", "episodes", "seed")
+    chosen = given(options, "weights", "head", "demonstrations", "steps", "episodes", "seed")
     if options.backbone:
         chosen["backbones"] = options.backbone
     trials = presets.quickstart(**chosen)
@@ -355,6 +356,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def size(made: argparse.ArgumentParser) -> None:
         made.add_argument("--weights", choices=("pretrained", "random"), help="where training starts from")
+        made.add_argument("--head", choices=HEADS, help="action head (default: mlp, the paper's)")
         made.add_argument("--demonstrations", type=_count, metavar="N", help="how many to train on")
         made.add_argument("--steps", type=_count, metavar="N", help="training steps")
         made.add_argument("--episodes", type=_count, metavar="N", help="per task and evaluation")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vlm4vla.core.recipes import PolicyRecipe
-from vlm4vla.policies.heads import LossWeights, MLPHead, make_head
+from vlm4vla.policies.heads import Features, LossWeights, MLPHead
+from vlm4vla.policies.registry import make_head
 
 # Hidden size and horizon of the paper's models -> parameters of its head without the query (facts of the reference).
 HIDDEN = {"paligemma": 2048, "qwen2.5-vl-7b": 3584}
@@ -42,7 +43,9 @@ def test_loss_is_huber_and_cross_entropy_over_valid_steps() -> None:
     target[0, 0, 6] = 1.0
     target[0, 1, :6] = 100.0  # not valid
     valid = torch.tensor([[True, False]])
-    losses = head.loss(torch.zeros(1, 1, 4), target, valid, weights=LossWeights(pose=2.0, gripper=0.01))
+    losses = head.loss(
+        Features(query=torch.zeros(1, 1, 4)), target, valid, weights=LossWeights(pose=2.0, gripper=0.01)
+    )
     assert losses["pose"].item() == pytest.approx(0.5 * 0.36 / 6)
     assert losses["gripper"].item() == pytest.approx(math.log(2))
     assert losses["loss"].item() == pytest.approx(2 * 0.5 * 0.36 / 6 + 0.01 * math.log(2))
@@ -54,11 +57,15 @@ def test_losses_of_micro_batches_add_up() -> None:
     features = torch.randn(4, 1, 8, generator=generator)
     target = torch.rand(4, 3, 7, generator=generator)
     valid = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
-    whole = head.loss(features, target, valid, weights=LossWeights())["loss"]
+    whole = head.loss(Features(query=features), target, valid, weights=LossWeights())["loss"]
     steps = float(valid.sum())
     parts = [
         head.loss(
-            features[i : i + 2], target[i : i + 2], valid[i : i + 2], weights=LossWeights(), count=steps
+            Features(query=features[i : i + 2]),
+            target[i : i + 2],
+            valid[i : i + 2],
+            weights=LossWeights(),
+            count=steps,
         )["loss"]
         for i in (0, 2)
     ]
@@ -67,7 +74,9 @@ def test_losses_of_micro_batches_add_up() -> None:
 
 def test_predictions_are_normalised() -> None:
     head = MLPHead(8, 3, trunk=8, width=8, body=(8,), seed=1)
-    found = head.predict(100 * torch.randn(5, 1, 8, generator=torch.Generator().manual_seed(0)))
+    found = head.predict(
+        Features(query=100 * torch.randn(5, 1, 8, generator=torch.Generator().manual_seed(0)))
+    )
     assert found.shape == (5, 3, 7)
     assert found[..., :6].abs().max() <= 1
     assert (found[..., 6] >= 0).all()

@@ -22,8 +22,8 @@ from vlm4vla.backbones.encoding import BackboneInputs, Encoder
 from vlm4vla.backbones.families import Family
 from vlm4vla.backbones.images import ImagePath, PatchLayout, nearest_allowed_size
 from vlm4vla.backbones.native import NativeInputs
-from vlm4vla.backbones.processed import ProcessorEncoder, load_processor, processed_arguments
-from vlm4vla.core.errors import unknown_name
+from vlm4vla.backbones.processed import ProcessorEncoder, load_processor
+from vlm4vla.core.errors import BackboneError, unknown_name
 from vlm4vla.core.types import Observation
 
 
@@ -53,6 +53,7 @@ class Backbone(nn.Module):
         self._checkpoint = checkpoint
         self._enlarge = enlarge
         self._head_input = HeadInput(self.vlm) if self.family.whole else None
+        self._following: Float[Tensor, "batch count hidden"] | None = None
         self.vlm.get_input_embeddings().register_forward_hook(self._write_query, with_kwargs=True)
 
     @classmethod
@@ -113,12 +114,7 @@ class Backbone(nn.Module):
 
     def states(self, inputs: BackboneInputs) -> Float[Tensor, "batch length hidden"]:
         """The last hidden states of all tokens (of an encoder-decoder: the decoder's)."""
-        arguments = (
-            self.native(self.vlm, inputs.input_ids, inputs.images)
-            if self.native
-            else processed_arguments(inputs)
-        )
-        output = self.vlm(**arguments, use_cache=False)
+        output = self.vlm(**self._arguments(inputs), use_cache=False)
         states: Tensor = self._head_input.take() if self._head_input else output.last_hidden_state
         return states
 
@@ -126,9 +122,41 @@ class Backbone(nn.Module):
         self, inputs: BackboneInputs, states: Float[Tensor, "batch length hidden"]
     ) -> Int64[Tensor, " batch"]:
         """Where the query stands in every row of `states`."""
-        ids = inputs.arguments.get("decoder_input_ids", inputs.input_ids)
-        before = states.shape[1] - ids.shape[1]  # image tokens that have no id
+        before = states.shape[1] - inputs.query_ids.shape[1]  # image tokens that have no id
         return inputs.lengths + (before - 1)
+
+    def layers(self, inputs: BackboneInputs) -> tuple[Float[Tensor, "batch length hidden"], ...]:
+        """The output of every layer of the language model at every token; the last one after the final norm.
+
+        Raises: BackboneError for a VLM that does not return them, or has image tokens without ids.
+        """
+        outputs = self.vlm(**self._arguments(inputs), use_cache=False, output_hidden_states=True)
+        states = getattr(outputs, "hidden_states", None)
+        if states is None or self._head_input or states[0].shape[:2] != inputs.input_ids.shape:
+            raise BackboneError(
+                f"{self.family.name}: does not return the states of its layers token by token, which this action head "
+                "reads; take another head"
+            )
+        return (*states[1:-1], outputs.last_hidden_state)
+
+    def follow(
+        self, inputs: BackboneInputs, embeddings: Float[Tensor, "batch count hidden"] | None
+    ) -> Float[Tensor, "batch more hidden"]:
+        """The last hidden states at the query and at `embeddings`, which stand behind it (`more` is 1 + count)."""
+        count = 0 if embeddings is None else embeddings.shape[1]
+        longer = inputs.longer(count, pad_id=self.encoder.pad_id)
+        self._following = embeddings
+        try:
+            states = self.states(longer)
+        finally:
+            self._following = None
+        places = self.query_places(longer, states)[:, None] + torch.arange(1 + count, device=states.device)
+        return states[torch.arange(len(inputs), device=states.device)[:, None], places]
+
+    def _arguments(self, inputs: BackboneInputs) -> Mapping[str, Any]:
+        if self.native:
+            return self.native(self.vlm, inputs.input_ids, inputs.images)
+        return {"input_ids": inputs.input_ids, **inputs.arguments}
 
     def part(self, name: Part) -> list[nn.Parameter]:
         """Parameters of one part; the four parts and the query make up the backbone, without overlap.
@@ -155,7 +183,11 @@ class Backbone(nn.Module):
     ) -> Float[Tensor, "batch length hidden"]:
         ids: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
         is_query = (ids == self.encoder.query_id).unsqueeze(-1)
-        return torch.where(is_query, self.query.to(output.dtype), output)
+        if self._following is None:
+            return torch.where(is_query, self.query.to(output.dtype), output)
+        written = torch.cat([self.query.expand(len(output), 1, -1), self._following], dim=1).to(output.dtype)
+        place = (is_query.cumsum(1) - 1).clamp(0, written.shape[1] - 1)
+        return torch.where(is_query, written.gather(1, place.expand_as(output)), output)
 
 
 def image_layout(

@@ -6,7 +6,7 @@ Knows nothing of the VLM's weights, so it pickles cheaply.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,32 @@ class BackboneInputs:
     def __len__(self) -> int:
         """Rows."""
         return len(self.lengths)
+
+    @property
+    def query_ids(self) -> Int64[Tensor, "batch length"]:
+        """The ids among which the query stands: the prompt's, or the decoder's of an encoder-decoder."""
+        return self.arguments.get("decoder_input_ids", self.input_ids)
+
+    def longer(self, count: int, *, pad_id: int) -> BackboneInputs:
+        """With the query's id `count` more times behind it; what a processor said of the query holds there too."""
+        ids = self.query_ids
+        rows = torch.arange(len(self), device=ids.device)[:, None]
+        places = self.lengths[:, None] - 1 + torch.arange(1 + count, device=ids.device)
+
+        def extended(value: Tensor, fill: int) -> Tensor:
+            room = value.new_full((len(value), count, *value.shape[2:]), fill)
+            wide = torch.cat([value, room], dim=1)
+            wide[rows, places] = value[rows, places[:, :1]]
+            return wide
+
+        if "decoder_input_ids" in self.arguments:
+            return replace(self, arguments={**self.arguments, "decoder_input_ids": extended(ids, pad_id)})
+        per_token = {
+            name: extended(value, 0)
+            for name, value in self.arguments.items()
+            if value.shape[:2] == ids.shape and not value.is_floating_point()
+        }
+        return replace(self, input_ids=extended(ids, pad_id), arguments={**self.arguments, **per_token})
 
     def to(self, device: torch.device | str) -> BackboneInputs:
         """The same batch on another device."""

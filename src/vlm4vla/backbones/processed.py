@@ -6,7 +6,7 @@ which inputs there are, how often the image token is repeated and how pixels are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -228,8 +228,3 @@ def _nothing(*arguments: object, **settings: object) -> None:
 def _first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"
-
-
-def processed_arguments(inputs: BackboneInputs) -> Mapping[str, Tensor]:
-    """Keyword arguments of the VLM's forward."""
-    return {"input_ids": inputs.input_ids, **inputs.arguments}

@@ -20,8 +20,8 @@ from vlm4vla.core.errors import RecipeError, unknown_name
 
 Recipe = TypeVar("Recipe")
 
-HEADS = ("mlp",)
-"""Names of action heads; `policies.heads` has one class for each."""
+HEADS = ("mlp", "flow", "tokens")
+"""Names of action heads; `policies.registry` has one class for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,13 @@ class PolicyRecipe:
     head_width: int = 1024
     """Width of the trunk's output and of the bodies' first layer."""
     head_body: tuple[int, ...] = (1024, 512, 256)
+    expert_layers: int = 18
+    """Of `flow`'s action expert, which reads the VLM layer by layer; sizes are pi0's."""
+    expert_width: int = 1024
+    """Even."""
+    expert_mlp: int = 4096
+    expert_heads: int = 8
+    expert_head_width: int = 256
     query_init: Literal["normal", "zeros"] = "normal"
     """The reference uses zeros, which lets the query dominate a clipped gradient."""
     freeze: tuple[Literal["vision", "projector", "word_embedding", "language"], ...] = ()
@@ -130,6 +137,11 @@ def check_policy(recipe: PolicyRecipe) -> None:
         value = getattr(recipe, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=1) < 1:
             raise RecipeError(f"policy.{name} must be at least 1, not {value}")
+    for name in ("expert_layers", "expert_width", "expert_mlp", "expert_heads", "expert_head_width"):
+        if getattr(recipe, name) < 1:
+            raise RecipeError(f"policy.{name} must be at least 1, not {getattr(recipe, name)}")
+    if recipe.expert_width % 2:
+        raise RecipeError(f"policy.expert_width must be even, not {recipe.expert_width}")
     if recipe.head not in HEADS:
         raise unknown_name("head", recipe.head, HEADS)
 

@@ -56,7 +56,7 @@ def count(entry: BackboneEntry) -> Card:
     from vlm4vla.backbones.families import Family, architecture_of
     from vlm4vla.backbones.loading import most_pixels, processor_files
     from vlm4vla.core.recipes import PolicyRecipe
-    from vlm4vla.policies.heads import make_head
+    from vlm4vla.policies.registry import make_head
 
     packaged = Path(entry.location).is_dir()
     location = f"in this package: {entry.name}" if packaged else entry.location

@@ -23,7 +23,7 @@ from vlm4vla.backbones.loading import quiet
 from vlm4vla.core.errors import BackboneError
 from vlm4vla.core.recipes import PolicyRecipe
 from vlm4vla.core.types import Observation
-from vlm4vla.policies.heads import make_head
+from vlm4vla.policies.registry import make_head
 
 SAYINGS = ("lift the red block", "press the button", "push the blue block to the left")
 SAME, DIFFERENT = 1e-4, 1e-6

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER
-from vlm4vla.core.errors import unknown_name
 from vlm4vla.core.recipes import PolicyRecipe, TrainRecipe
 
 
@@ -32,11 +31,30 @@ class LossWeights:
         return cls(pose=recipe.pose_weight, gripper=recipe.gripper_weight, huber_delta=recipe.huber_delta)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a head sees of a batch. Only what its `needs` names is there."""
+
+    query: Float[Tensor, "batch query hidden"] | None = None
+    """The last hidden state at the query."""
+    layers: tuple[Float[Tensor, "batch length hidden"], ...] = ()
+    """The output of every layer of the language model at every token, the last one after the final norm."""
+    valid: Bool[Tensor, "batch length"] | None = None
+    """False at padding."""
+    follow: Callable[[Tensor | None], Tensor] | None = None
+    """Embeddings `[batch, count, hidden]` that the VLM reads behind the query -> its last hidden states
+    `[batch, 1 + count, hidden]` at the query and at each of them; None: no embeddings."""
+    seeds: tuple[int, ...] = ()
+    """A number per row that follows from its picture and words alone, for heads that draw; there in evaluation mode."""
+
+
 class ActionHead(nn.Module, ABC):
     """What every head offers. Targets and predictions are normalised: pose in [-1, 1], gripper in [0, 1]."""
 
     horizon: int
     """Actions per chunk."""
+    needs: ClassVar[Literal["query", "layers", "follow"]] = "query"
+    """What `Features` holds for it."""
 
     @classmethod
     @abstractmethod
@@ -46,7 +64,7 @@ class ActionHead(nn.Module, ABC):
     @abstractmethod
     def loss(
         self,
-        features: Float[Tensor, "batch query hidden"],
+        features: Features,
         target: Float[Tensor, "batch horizon 7"],
         valid: Bool[Tensor, "batch horizon"],
         *,
@@ -59,7 +77,7 @@ class ActionHead(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(self, features: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch horizon 7"]:
+    def predict(self, features: Features) -> Float[Tensor, "batch horizon 7"]:
         """Normalised pose and the probability that the gripper command is positive."""
 
 
@@ -106,7 +124,7 @@ class MLPHead(ActionHead):
 
     def loss(
         self,
-        features: Float[Tensor, "batch query hidden"],
+        features: Features,
         target: Float[Tensor, "batch horizon 7"],
         valid: Bool[Tensor, "batch horizon"],
         *,
@@ -114,7 +132,8 @@ class MLPHead(ActionHead):
         count: Tensor | float | None = None,
     ) -> Mapping[str, Tensor]:
         """Huber on the pose (mean over valid steps and 6 dimensions), BCE on the gripper (Paper Eq. 1)."""
-        pose, logits = self(features)
+        assert features.query is not None
+        pose, logits = self(features.query)
         mask = valid.to(pose.dtype)
         steps = mask.sum() if count is None else count
         huber = functional.huber_loss(
@@ -126,20 +145,11 @@ class MLPHead(ActionHead):
         total = weights.pose * pose_loss + weights.gripper * gripper_loss
         return {"loss": total, "pose": pose_loss.detach(), "gripper": gripper_loss.detach()}
 
-    def predict(self, features: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch horizon 7"]:
+    def predict(self, features: Features) -> Float[Tensor, "batch horizon 7"]:
         """Pose and sigmoid of the gripper logits."""
-        pose, logits = self(features)
+        assert features.query is not None
+        pose, logits = self(features.query)
         return torch.cat([pose, logits.sigmoid().unsqueeze(-1)], dim=-1)
-
-
-HEADS: dict[str, type[ActionHead]] = {"mlp": MLPHead}
-
-
-def make_head(recipe: PolicyRecipe, *, hidden_size: int, seed: int) -> ActionHead:
-    """The recipe's head. Raises: RecipeError for an unknown name."""
-    if recipe.head not in HEADS:
-        raise unknown_name("head", recipe.head, HEADS)
-    return HEADS[recipe.head].from_recipe(recipe, hidden_size=hidden_size, seed=seed)
 
 
 def _stack(widths: Sequence[int]) -> nn.Sequential:

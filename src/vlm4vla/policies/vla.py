@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 
 from vlm4vla.backbones.backbone import Backbone
 from vlm4vla.backbones.encoding import BackboneInputs
+from vlm4vla.backbones.images import resize
 from vlm4vla.core import recipes
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import BackboneError, DataError, RecipeError, RunError
 from vlm4vla.core.normalization import Normalization
 from vlm4vla.core.recipes import PolicyRecipe
 from vlm4vla.core.types import Observation
-from vlm4vla.policies.heads import ActionHead, LossWeights, make_head
+from vlm4vla.policies.heads import ActionHead, Features, LossWeights
+from vlm4vla.policies.registry import make_head
 
 FORMAT = 1
 _MANIFEST = "policy.json"
@@ -100,12 +103,25 @@ class VLA(nn.Module):
 
         `count`: valid steps of the whole batch when this is one of its micro-batches; their losses then add up.
         """
-        features = self.backbone(inputs)
+        features = self._features(inputs)
         return self.head.loss(features, target, valid, weights=weights or LossWeights(), count=count)
 
     def predict(self, inputs: BackboneInputs) -> Float[Tensor, "batch horizon 7"]:
         """Normalised pose and gripper probability."""
-        return self.head.predict(self.backbone(inputs))
+        return self.head.predict(self._features(inputs))
+
+    def _features(self, inputs: BackboneInputs) -> Features:
+        if self.head.needs == "query":
+            return Features(query=self.backbone(inputs))
+        if self.head.needs == "follow":
+            return Features(follow=lambda embeddings: self.backbone.follow(inputs, embeddings))
+        states = self.backbone.layers(inputs)
+        places = torch.arange(states[-1].shape[1], device=states[-1].device)
+        return Features(
+            layers=states,
+            valid=places < inputs.lengths[:, None],
+            seeds=() if self.training else _seeds(inputs, self.recipe.image_size),
+        )
 
     def save(
         self,
@@ -183,6 +199,18 @@ class VLA(nn.Module):
             raise _damaged(weights, "its tensors are not those the recipe in policy.json describes")
         vla.load_state_dict(own, strict=False)  # complete: checked above; the VLM was loaded strictly
         return vla.eval()
+
+
+def _seeds(inputs: BackboneInputs, image_size: int) -> tuple[int, ...]:
+    """From each row's picture at standard size, which is the same whatever stands beside it, and its tokens."""
+    images = resize(inputs.images.cpu(), image_size)
+    rows = zip(images, inputs.input_ids.cpu(), inputs.lengths.tolist(), strict=True)
+    return tuple(
+        int.from_bytes(
+            hashlib.sha256(image.numpy().tobytes() + ids[:length].numpy().tobytes()).digest()[:7], "big"
+        )
+        for image, ids, length in rows
+    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ def chosen_trial(options: argparse.Namespace) -> Trial:
     if options.preset not in PRESETS and ":" not in options.preset:
         raise unknown_name("preset", options.preset, PRESETS)
     make = PRESETS[options.preset] if options.preset in PRESETS else load(options.preset)
-    chosen = given(options, "backbone", "weights", "demonstrations", "steps", "episodes", "seed", "variant")
+    names = ("backbone", "weights", "head", "demonstrations", "steps", "episodes", "seed", "variant")
+    chosen = given(options, *names)
     try:
         trial: Trial = make(**chosen)
     except TypeError as error:

@@ -20,6 +20,7 @@ def tabletop(
     backbone: str = "tiny-qwen3-vl",
     *,
     weights: Weights = "pretrained",
+    head: str = "mlp",
     demonstrations: int = 12_000,
     steps: int = 14_000,
     batch_size: int = 64,
@@ -33,8 +34,8 @@ def tabletop(
     Trained on looks A, B and C; `episodes` a task are scored in A and as many in D, which training never shows.
     """
     return Trial(
-        name=f"tabletop {short_name(backbone)} {weights}",
-        policy=_tiny_policy(backbone, weights, image_size),
+        name=f"tabletop {short_name(backbone)} {weights}" + _suffix(head),
+        policy=_tiny_policy(backbone, weights, image_size, head),
         demonstrations=DemonstrationRecipe(episodes=demonstrations, image_size=image_size, seed=seed),
         train=TrainRecipe(
             steps=steps,
@@ -56,6 +57,7 @@ def quickstart(
     backbones: Sequence[str] = ("tiny-qwen3-vl", "tiny-kosmos-2"),
     *,
     weights: Weights = "pretrained",
+    head: str = "mlp",
     tasks: Sequence[str] = ("fixed-target", "reach"),
     demonstrations: int = 3000,
     steps: int = 2400,
@@ -78,8 +80,8 @@ def quickstart(
     """
     trials = [
         Trial(
-            name=f"quickstart {short_name(backbone)} {weights}",
-            policy=_tiny_policy(backbone, weights, image_size),
+            name=f"quickstart {short_name(backbone)} {weights}" + _suffix(head),
+            policy=_tiny_policy(backbone, weights, image_size, head),
             demonstrations=DemonstrationRecipe(
                 episodes=demonstrations, tasks=tasks_named(tasks), image_size=image_size, seed=seed
             ),
@@ -124,16 +126,27 @@ def short_name(backbone: str) -> str:
     return PurePath(backbone).name
 
 
-def _tiny_policy(backbone: str, weights: Weights, image_size: int) -> PolicyRecipe:
+def _suffix(head: str) -> str:
+    """What a trial's name tells of a head other than the paper's."""
+    return "" if head == "mlp" else f" {head}"
+
+
+def _tiny_policy(backbone: str, weights: Weights, image_size: int, head: str) -> PolicyRecipe:
     return PolicyRecipe(
         backbone=backbone,
         weights=weights,
         image_size=image_size,
         prompt="short",
         horizon=4,
+        head=head,
         head_trunk=128,
         head_width=128,
         head_body=(128, 128, 64),
+        expert_layers=4,
+        expert_width=64,
+        expert_mlp=128,
+        expert_heads=4,
+        expert_head_width=16,
     )
 
 

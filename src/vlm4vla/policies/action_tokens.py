@@ -1,0 +1,137 @@
+"""FAST: action chunks as few tokens, through frequencies over time, rounding and byte-pair encoding (arXiv 2501.09747).
+
+A folder holds `tokenizer.json` and `processor_config.json`, as the published tokenizer does; no remote code is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+from scipy.fft import dct, idct
+from tokenizers import Tokenizer, decoders, models, trainers
+
+from vlm4vla.core.errors import DataError
+
+_FIRST = 0x100
+"""Code point of the smallest coefficient of a fitted tokenizer; the published one starts at 0."""
+
+
+class FastTokenizer:
+    """Chunks `[horizon, size]`, about in [-1, 1], to token ids and back."""
+
+    def __init__(
+        self,
+        bpe: Tokenizer,
+        *,
+        scale: float,
+        low: int,
+        high: int,
+        horizon: int,
+        size: int,
+        first: int = _FIRST,
+    ) -> None:
+        """`low`, `high`: the least and greatest coefficient; `first`: the code point of the least."""
+        self.bpe = bpe
+        self.scale = scale
+        self.low = low
+        self.high = high
+        self.horizon = horizon
+        self.size = size
+        self.first = first
+
+    @classmethod
+    def fit(
+        cls, chunks: Float32[np.ndarray, "count horizon size"], *, scale: float = 10.0, vocabulary: int = 1024
+    ) -> FastTokenizer:
+        """Learn merges from chunks. Raises: DataError without chunks or when coefficients outnumber the vocabulary."""
+        if len(chunks) == 0:
+            raise DataError("cannot fit action tokens on no chunks; check the task and episode filters")
+        numbers = _coefficients(chunks, scale)
+        low, high = int(numbers.min()), int(numbers.max())
+        if high - low >= vocabulary:
+            raise DataError(
+                f"coefficients from {low} to {high} do not fit into {vocabulary} tokens; lower the scale or normalise"
+            )
+        bpe = Tokenizer(models.BPE())
+        bpe.decoder = decoders.Fuse()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            min_frequency=2,
+            show_progress=False,
+            initial_alphabet=[chr(_FIRST + index) for index in range(high - low + 1)],
+        )
+        bpe.train_from_iterator((_text(row, low, _FIRST) for row in numbers), trainer=trainer)
+        return cls(bpe, scale=scale, low=low, high=high, horizon=chunks.shape[1], size=chunks.shape[2])
+
+    def encode(self, chunks: Float32[np.ndarray, "count horizon size"]) -> list[list[int]]:
+        """Ids per chunk, low frequencies first; coefficients beyond those fitted are clamped."""
+        numbers = _coefficients(chunks, self.scale).clip(self.low, self.high)
+        return [list(self.bpe.encode(_text(row, self.low, self.first)).ids) for row in numbers]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> Float32[np.ndarray, "count horizon size"]:
+        """Chunks; as the authors do, tokens that do not make a whole chunk give zeros."""
+        numbers = np.zeros((len(ids), self.horizon * self.size))
+        for row, tokens in enumerate(ids):
+            points = [ord(letter) for letter in self.bpe.decode(list(tokens), skip_special_tokens=False)]
+            if len(points) == numbers.shape[1]:
+                numbers[row] = np.clip(np.array(points) - self.first + self.low, self.low, self.high)
+        frequencies = numbers.reshape(-1, self.horizon, self.size) / self.scale
+        return np.asarray(idct(frequencies, axis=1, norm="ortho"), dtype=np.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write the two files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.bpe.save(str(folder / "tokenizer.json"))
+        facts = {
+            "scale": self.scale,
+            "vocab_size": self.bpe.get_vocab_size(),
+            "min_token": self.low,
+            "max_token": self.high,
+            "first_code_point": self.first,
+            "time_horizon": self.horizon,
+            "action_dim": self.size,
+        }
+        (folder / "processor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, *, horizon: int | None = None, size: int | None = None) -> FastTokenizer:
+        """A saved or published folder; `horizon` and `size` where the published one names none.
+
+        Raises: DataError for a missing or damaged file, or when horizon or size are known from nowhere.
+        """
+        path = folder / "processor_config.json"
+        if not path.exists():
+            path = folder / "preprocessor_config.json"
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            bpe = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            low = int(facts["min_token"])
+            return cls(
+                bpe,
+                scale=float(facts["scale"]),
+                low=low,
+                high=int(facts.get("max_token", low + int(facts["vocab_size"]) - 1)),
+                horizon=int(horizon or facts["time_horizon"]),
+                size=int(size or facts["action_dim"]),
+                first=int(facts.get("first_code_point", 0)),
+            )
+        except Exception as error:  # the tokenizers library raises bare exceptions
+            raise DataError(
+                f"{folder}: no FAST tokenizer ({type(error).__name__}: {error}); it needs tokenizer.json and "
+                "processor_config.json, and horizon and size where that names none"
+            ) from error
+
+
+def _coefficients(
+    chunks: Float[np.ndarray, "count horizon size"], scale: float
+) -> Int64[np.ndarray, "count numbers"]:
+    frequencies = dct(chunks.astype(np.float64), axis=1, norm="ortho") * scale
+    return np.around(frequencies).astype(np.int64).reshape(len(chunks), -1)
+
+
+def _text(numbers: Int64[np.ndarray, " numbers"], low: int, first: int) -> str:
+    return "".join(chr(first + int(number) - low) for number in numbers)
