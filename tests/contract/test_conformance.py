@@ -25,7 +25,7 @@ from vlm4vla.cli import main
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import BackboneError
 from vlm4vla.core.normalization import ClipScale, Normalization
-from vlm4vla.core.recipes import PolicyRecipe
+from vlm4vla.core.recipes import HEADS, PolicyRecipe
 from vlm4vla.core.types import Observation
 from vlm4vla.policies.conformance import CHECKS, examine
 from vlm4vla.policies.predictor import Predictor
@@ -202,9 +202,14 @@ def test_every_check_can_fail(
     assert not findings_of(backbone)[name]
 
 
-def test_a_discovered_vlm_becomes_a_policy(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["internvl", "gemma4"])
+def test_a_discovered_vlm_becomes_a_policy(
+    name: str, head: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     recipe = PolicyRecipe(
-        backbone=str(tiny("internvl")),
+        backbone=str(tiny(name)),
+        head=head,
         image_size=SIDE,
         horizon=2,
         head_width=16,

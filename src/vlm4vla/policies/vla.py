@@ -202,15 +202,24 @@ class VLA(nn.Module):
 
 
 def _seeds(inputs: BackboneInputs, image_size: int) -> tuple[int, ...]:
-    """From each row's picture at standard size, which is the same whatever stands beside it, and its tokens."""
-    images = resize(inputs.images.cpu(), image_size)
-    rows = zip(images, inputs.input_ids.cpu(), inputs.lengths.tolist(), strict=True)
-    return tuple(
-        int.from_bytes(
-            hashlib.sha256(image.numpy().tobytes() + ids[:length].numpy().tobytes()).digest()[:7], "big"
-        )
-        for image, ids, length in rows
-    )
+    """From each row's picture and tokens, which are the same whatever stands beside them.
+
+    Pictures count at standard size, or as the pixels that the VLM's own processor made of them.
+    """
+    if inputs.images.numel():
+        pixels = [resize(inputs.images.cpu(), image_size)]
+    else:
+        pixels = [value.cpu() for value in inputs.arguments.values() if value.is_floating_point()]
+    count = len(inputs)
+    pictures = [value.reshape(count, -1) for value in pixels]
+    seeds = []
+    for row, (ids, length) in enumerate(zip(inputs.input_ids.cpu(), inputs.lengths.tolist(), strict=True)):
+        digest = hashlib.sha256()
+        for picture in pictures:
+            digest.update(picture[row].contiguous().numpy().tobytes())
+        digest.update(ids[:length].numpy().tobytes())
+        seeds.append(int.from_bytes(digest.digest()[:7], "big"))
+    return tuple(seeds)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
