@@ -29,6 +29,8 @@ FIRST_TEXT_TOKEN, SENTINEL = 100, 250
 """Text ids of stand-in inputs lie from the first up to, not including, the sentinel; special tokens lie below."""
 
 _SIZES: tuple[tuple[str, int], ...] = (
+    (r"patch_embed_hidden_size", 3 * PATCH**2),
+    (r"num_embeddings", 8),
     (r"(swa_)?(num_key_value_heads|num_kv_heads|linear_num_key_heads|num_global_key_value_heads)", KEY_VALUE_HEADS),
     (r"(n_group|topk_group|n_groups|num_nextn_predict_layers|num_kv_shared_layers)", 1),
     (r"(num_experts_per_tok|num_experts_per_token|moe_topk|moe_k|top_k_experts)", 2),
@@ -59,6 +61,19 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(ngram_vocab_size_base)", 64),
 )
 
+_INDEX_LISTS = frozenset(
+    "fullatt_block_indexes deepstack_visual_indexes global_attn_indexes full_attn_idxs cross_attention_layers "
+    "intermediate_layers_indices".split()
+)
+"""Lists of layer numbers; they become the last layer alone."""
+_ABSENT = {
+    "image_token_id": IMAGE_TOKEN,
+    "image_token_index": IMAGE_TOKEN,
+    "head_dim": HEAD_DIM,
+    "sliding_window": 128,
+    "image_grid_pinpoints": [[SIDE, SIDE]],
+}
+"""Fields that checkpoints set and default configurations leave empty."""
 _KEPT = ("id2label", "label2id", "projector_patch_to_query_dict")
 _VOCABULARY_MAP = {"<image>": IMAGE_TOKEN} | {f"IMGIMG{chr(65 + row)}Z": 30 + row for row in range(16)}
 
@@ -66,6 +81,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
     "chameleon": {"vocabulary_map": _VOCABULARY_MAP, "image_token_id": IMAGE_TOKEN},
     "emu3": {"vocabulary_map": _VOCABULARY_MAP},
+    "cohere_compass": {"text_config.rope_parameters.full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"], "text_config.num_experts_per_tok": 2},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "mllama": {"vision_config.vision_output_dim": 2 * WIDTH},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 21, "vision_end_token_id": 22},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 21, "vision_end_token_id": 22},
     "ernie4_5_vl_moe": {"text_config.rope_parameters.mrope_section": [3, 3, 2]},
     "glm5_next": {"text_config.num_key_value_heads": HEADS},
     "mistral_large4": {"text_config.kv_source_layers": [0, 1]},
@@ -86,7 +107,10 @@ def shrunk_config(model_type: str) -> PretrainedConfig:
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise unknown_name("architecture", model_type, architectures())
     default = AutoConfig.for_model(model_type)
-    fields = _shrink(default.to_dict(), _token_numbers(default.to_dict()))
+    full = default.to_dict()
+    if "vision_config" in full and full["vision_config"] is None:
+        full["vision_config"] = default.sub_configs["vision_config"]().to_dict()
+    fields = _shrink(full, _token_numbers(full))
     for path, value in OVERRIDES.get(model_type, {}).items():
         *parents, last = path.split(".")
         where = fields
@@ -148,6 +172,10 @@ def _shrink(fields: Mapping[str, Any], tokens: Mapping[str, int]) -> dict[str, A
             small[name] = {new: layers[old] for new, old in enumerate(kept) if old in layers}
         elif isinstance(value, Mapping):
             small[name] = value if name in _KEPT else _shrink(value, tokens)
+        elif name in _INDEX_LISTS and value:
+            small[name] = [LAYERS - 1]
+        elif name in _ABSENT and value is None:
+            small[name] = _ABSENT[name]
         elif name in tokens and value is not None:
             small[name] = [tokens[name]] if isinstance(value, list) else tokens[name]
         elif isinstance(value, list | tuple) and len(value) == count and name != "depths":
@@ -172,8 +200,8 @@ def _kept_layers(fields: Mapping[str, Any]) -> list[int]:
 
 
 def _small(name: str, value: Any) -> Any:
-    if name in ("fullatt_block_indexes", "deepstack_visual_indexes", "global_attn_indexes", "full_attn_idxs"):
-        return [LAYERS - 1]
+    if name == "image_grid_pinpoints":
+        return [[SIDE, SIDE]]
     size = next((size for pattern, size in _SIZES if re.fullmatch(pattern, name)), None)
     if size is None or isinstance(value, bool):
         return value
@@ -185,14 +213,13 @@ def _small(name: str, value: Any) -> Any:
 
 
 def _repair_rotary(fields: dict[str, Any]) -> None:
-    """`mrope_section` splits half the rotary width between time, height and width."""
+    """`mrope_section` splits half the rotary width between time, height and width; absent, model files assume big ones."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.get(name)
-        for inner in (rope, *rope.values()) if isinstance(rope, dict) else ():
-            if isinstance(inner, dict) and inner.get("mrope_section"):
+        if not isinstance(rope, dict) or "vocab_size" not in fields:
+            continue
+        for inner in (rope, *rope.values()):
+            if isinstance(inner, dict) and "rope_type" in inner:
                 factor = inner.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0
                 half = math.floor(HEAD_DIM * factor) // 2
-                old = inner["mrope_section"]
-                new = [half * part // sum(old) for part in old]
-                new[0] += half - sum(new)
-                inner["mrope_section"] = new
+                inner["mrope_section"] = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]

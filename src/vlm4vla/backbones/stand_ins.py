@@ -80,6 +80,7 @@ class StandInInputs:
             ),
             IMAGE_TOKEN,
         )
+        self.first_token = getattr(model.config, "vision_start_token_id", None) or 1
         if not self.names & {"pixel_values", "flattened_patches"}:
             raise BackboneError("its forward takes no image")
         self.layout = self._find_layout(model)
@@ -89,7 +90,7 @@ class StandInInputs:
         return self._arguments(rows, self.layout)
 
     def _arguments(self, rows: Sequence[Row], layout: Layout) -> dict[str, Any]:
-        head = [1, *[self.image_token] * layout.tokens]
+        head = [self.first_token, *[self.image_token] * layout.tokens]
         tail = [[SENTINEL, *row.after] for row in rows]
         ids = [[*head, *row.text, *([] if self.encoder_decoder else end)] for row, end in zip(rows, tail, strict=True)]
         made: dict[str, Any] = {}
@@ -175,7 +176,11 @@ class StandInInputs:
         patch = _first(getattr(vision, "patch_size", None)) or _first(getattr(model.config, "patch_size", None)) or PATCH
         side = max(side, 2 * patch)
         if self.names & {"image_grid_thw", "image_grid_hw"}:
-            for frames in (_first(getattr(vision, "temporal_patch_size", None)) or 1, 1, 2):
+            for frames in (
+                _first(getattr(vision, "temporal_patch_size", None)) or _first(getattr(vision, "patch_temporal", None)) or 1,
+                1,
+                2,
+            ):
                 yield Layout(kind="rows", side=4 * patch, patch=patch, frames=frames)
             yield Layout(kind="patches", side=4 * patch, patch=patch)
         elif "target_sizes" in self.names:
@@ -193,10 +198,11 @@ class StandInInputs:
             yield Layout(kind="crops", side=side)
             yield Layout(kind="crops", side=side, frames=2)
             yield Layout(kind="crops", side=side, frames=5)
+            yield Layout(kind="picture", side=8 * side)
             yield Layout(kind="packed", side=4 * patch, patch=patch)
 
     def _find_layout(self, model: PreTrainedModel) -> Layout:
-        seen = "no layout to try"
+        seen = ""
         for layout in self._layouts(model):
             for tokens in self._token_counts(model, layout):
                 tried = Layout(kind=layout.kind, side=layout.side, patch=layout.patch, frames=layout.frames, tokens=tokens)
@@ -204,7 +210,7 @@ class StandInInputs:
                     with torch.no_grad():
                         model(**self._arguments([Row(text=words(0, 4), image=0)], tried))
                 except MODEL_ERRORS as error:
-                    seen = f"{layout.kind}, {tokens} image tokens: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                    seen = seen or f"{layout.kind}, {tokens} image tokens: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
                 else:
                     return tried
         raise BackboneError(f"no stand-in input is accepted ({seen})")

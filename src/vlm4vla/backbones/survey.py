@@ -61,7 +61,8 @@ class QueryProbe(nn.Module):
         super().__init__()
         self.model = model
         self.inputs = StandInInputs(model)
-        self.words = model.get_input_embeddings()
+        owner = model.get_decoder() if self.inputs.encoder_decoder else model
+        self.words = owner.get_input_embeddings()
         width = self.words.weight.shape[-1]
         self.query = nn.Parameter(0.5 * torch.randn(width, generator=torch.Generator().manual_seed(7)))
         self.words.register_forward_hook(self._put_query)
