@@ -42,7 +42,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"qk_head_dim", 2 * HEAD_DIM),
     (r"(\w+_)?(lora_rank)", 16),
     (r"(\w+_)?(hidden_size|intermediate_size|ffn_dim|embed_dim|d_model|d_ff|projection_dim|mlp_dim|adapter_out_dim)", WIDTH),
-    (r"(word_embed_proj_dim|output_channels|vision_output_dim|output_dim|projector_(input|output)_dim)", WIDTH),
+    (r"(word_embed_proj_dim|output_channels|downsample_channels|vision_output_dim|output_dim|projector_(input|output)_dim)", WIDTH),
     (r"(\w+_)?(intermediate_size_mlp|hidden_dim|share_expert_dim|hidden_size_per_layer_input|embedding_size)", WIDTH),
     (r"(num_hidden_layers|depth|num_layers|encoder_layers|decoder_layers|n_layers|layers|num_decoder_layers)", LAYERS),
     (r"(resampler_depth|max_window_layers|num_global_layers|\w+_num_hidden_layers)", LAYERS),
@@ -75,15 +75,37 @@ _ABSENT = {
 }
 """Fields that checkpoints set and default configurations leave empty."""
 _KEPT = ("id2label", "label2id", "projector_patch_to_query_dict")
-_VOCABULARY_MAP = {"<image>": IMAGE_TOKEN} | {f"IMGIMG{chr(65 + row)}Z": 30 + row for row in range(16)}
+_CODES = range(8)
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
-    "chameleon": {"vocabulary_map": _VOCABULARY_MAP, "image_token_id": IMAGE_TOKEN},
-    "emu3": {"vocabulary_map": _VOCABULARY_MAP},
+    "chameleon": {
+        "vocabulary_map": {"<image>": IMAGE_TOKEN} | {f"IMGIMG{'ABCDEFGH'[code]}Z": 30 + code for code in _CODES}
+    },
+    "dots3_note": {"text_config.head_dim": 2 * HEAD_DIM},
+    "emu3": {
+        "vq_config.hidden_size": 2 * WIDTH,
+        "vq_config.codebook_size": len(_CODES),
+        "vocabulary_map": {"<image>": IMAGE_TOKEN, "<|extra_200|>": 50}
+        | {f"<|visual token {code:06d}|>": 30 + code for code in _CODES},
+    },
+    "llama4": {"vision_config.intermediate_size": 4 * WIDTH},
+    "muse_glimmer": {"out_hidden_size": 4 * WIDTH},
+    "muse_spark": {"out_hidden_size": 4 * WIDTH},
+    "qwen4_exp": {
+        "text_config.indexer_n_heads": 2,
+        "text_config.indexer_kv_heads": 1,
+        "text_config.indexer_head_dim": HEAD_DIM,
+        "text_config.indexer_budget": 64,
+        "text_config.indexer_compress_ratio": 4,
+    },
     "cohere_compass": {"text_config.rope_parameters.full_attention": {"rope_type": "default", "rope_theta": 1e4}},
     "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"], "text_config.num_experts_per_tok": 2},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "granite4_vision": {
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_target_layers": [1],
+        "downsample_rate": "1/2",
+    },
     "mllama": {"vision_config.vision_output_dim": 2 * WIDTH},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 21, "vision_end_token_id": 22},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 21, "vision_end_token_id": 22},
@@ -178,7 +200,7 @@ def _shrink(fields: Mapping[str, Any], tokens: Mapping[str, int]) -> dict[str, A
             small[name] = _ABSENT[name]
         elif name in tokens and value is not None:
             small[name] = [tokens[name]] if isinstance(value, list) else tokens[name]
-        elif isinstance(value, list | tuple) and len(value) == count and name != "depths":
+        elif isinstance(value, list | tuple) and len(value) == count:
             small[name] = [_small(name, value[old]) for old in kept]
         elif name == "num_hidden_layers" and kept:
             small[name] = len(kept)

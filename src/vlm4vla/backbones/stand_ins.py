@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ class Layout:
     patch: int = PATCH
     frames: int = 1
     tokens: int = 0
+    sized: bool = True
+    """Whether `image_sizes` is told; one model file breaks when it is."""
 
 
 def pictures(seeds: Sequence[int], side: int) -> Tensor:
@@ -71,7 +73,9 @@ class StandInInputs:
         """Raises `BackboneError` when no known layout is accepted, with what the last one met."""
         self.names = frozenset(inspect.signature(model.forward).parameters)
         self.model_type = model.config.model_type
-        self.encoder_decoder = bool(model.config.is_encoder_decoder) and "decoder_input_ids" in self.names
+        self.encoder_decoder = "decoder_input_ids" in self.names and (
+            bool(model.config.is_encoder_decoder) or "input_ids" not in self.names
+        )
         self.image_token = next(
             (
                 token
@@ -95,6 +99,10 @@ class StandInInputs:
         ids = [[*head, *row.text, *([] if self.encoder_decoder else end)] for row, end in zip(rows, tail, strict=True)]
         made: dict[str, Any] = {}
         made["input_ids"], made["attention_mask"] = _padded(ids)
+        if "input_ids" not in self.names:
+            ends = [[3, *row.text, *end] for row, end in zip(rows, tail, strict=True)]
+            made = dict(zip(("decoder_input_ids", "decoder_attention_mask"), _padded(ends), strict=True))
+            return made | self._pixels([row.image for row in rows], layout)
         if self.encoder_decoder:
             made["decoder_input_ids"], made["decoder_attention_mask"] = _padded([[3, *end] for end in tail])
         is_image = torch.zeros_like(made["input_ids"])
@@ -104,6 +112,7 @@ class StandInInputs:
             "mm_token_type_ids": is_image,
             "token_type_ids": 1 - is_image if self.model_type in TEXT_IS_ONE else is_image,
             "image_embeds_position_mask": is_image,
+            "bbox": torch.zeros(*shape, 4),
             "image_attention_mask": torch.ones(*shape, 1, dtype=torch.int64),
             "cross_attention_mask": torch.ones(*shape, 1, layout.frames, dtype=torch.int64),
         }
@@ -123,7 +132,7 @@ class StandInInputs:
             "image_sizes": sides,
             "pixel_attention_mask": torch.ones(batch, 1, side, side, dtype=torch.int64),
         }
-        sized = {name: value for name, value in sized.items() if name in self.names}
+        sized = {name: value for name, value in sized.items() if name in self.names and layout.sized}
         match layout.kind:
             case "rows":
                 rows = flat.unsqueeze(3).expand(-1, -1, -1, layout.frames, -1, -1).reshape(batch * grid * grid, -1)
@@ -193,8 +202,10 @@ class StandInInputs:
         elif self.names & {"spatial_shapes", "image_position_ids", "pixel_position_ids"}:
             for factor in (1, 2, 3):
                 yield Layout(kind="sequence", side=4 * patch * factor, patch=patch)
+            yield Layout(kind="sequence", side=12 * patch, patch=3 * patch)
         else:
             yield Layout(kind="picture", side=side)
+            yield Layout(kind="picture", side=side, sized=False)
             yield Layout(kind="crops", side=side)
             yield Layout(kind="crops", side=side, frames=2)
             yield Layout(kind="crops", side=side, frames=5)
@@ -205,7 +216,7 @@ class StandInInputs:
         seen = ""
         for layout in self._layouts(model):
             for tokens in self._token_counts(model, layout):
-                tried = Layout(kind=layout.kind, side=layout.side, patch=layout.patch, frames=layout.frames, tokens=tokens)
+                tried = replace(layout, tokens=tokens)
                 try:
                     with torch.no_grad():
                         model(**self._arguments([Row(text=words(0, 4), image=0)], tried))

@@ -61,13 +61,17 @@ class QueryProbe(nn.Module):
         super().__init__()
         self.model = model
         self.inputs = StandInInputs(model)
-        owner = model.get_decoder() if self.inputs.encoder_decoder else model
+        owner: nn.Module = model
+        while self.inputs.encoder_decoder and (inner := owner.get_decoder()) is not owner:
+            owner = inner
         self.words = owner.get_input_embeddings()
         width = self.words.weight.shape[-1]
         self.query = nn.Parameter(0.5 * torch.randn(width, generator=torch.Generator().manual_seed(7)))
         self.words.register_forward_hook(self._put_query)
         self._head_input: Tensor | None = None
         head = model.get_output_embeddings()
+        if head is None and hasattr(model, "language_model"):
+            head = model.language_model.get_output_embeddings()
         if head is not None:
             head.register_forward_pre_hook(self._keep)
 
@@ -82,6 +86,8 @@ class QueryProbe(nn.Module):
         arguments: dict[str, Any] = self.inputs(rows)
         output = self.model(**arguments, use_cache=False) if "use_cache" in self.inputs.names else self.model(**arguments)
         states = getattr(output, "last_hidden_state", None)
+        if states is None:
+            states = getattr(getattr(output, "language_model_outputs", None), "last_hidden_state", None)
         states = self._head_input if states is None else states
         if states is None:
             raise BackboneError("it returns no hidden states and has no LM head to read them from")
