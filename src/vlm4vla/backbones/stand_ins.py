@@ -227,10 +227,12 @@ class StandInInputs:
         raise BackboneError(f"no stand-in input is accepted ({seen})")
 
     def _token_counts(self, model: PreTrainedModel, layout: Layout) -> list[int]:
-        counts = [16, 4, 1, 0]
+        counts = [0, 1, 4, 16]
+        for name in ("num_query_tokens", "latent_query_num"):
+            if latents := getattr(model.config, name, None):
+                return [latents * layout.frames]
         if not hasattr(model, "get_image_features"):
-            latents = getattr(model.config, "latent_query_num", None)
-            return [0, *([latents] if latents else []), getattr(model.config, "num_query_tokens", None) or 4, *counts]
+            return counts
         pixels = self._pixels([0], layout)
         wanted = inspect.signature(model.get_image_features).parameters
         try:
