@@ -31,20 +31,38 @@ FIRST_TEXT_TOKEN, SENTINEL = 100, 250
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"patch_embed_hidden_size", 3 * PATCH**2),
     (r"num_embeddings", 8),
-    (r"(swa_)?(num_key_value_heads|num_kv_heads|linear_num_key_heads|num_global_key_value_heads)", KEY_VALUE_HEADS),
+    (
+        r"(swa_)?(num_key_value_heads|num_kv_heads|linear_num_key_heads|num_global_key_value_heads)",
+        KEY_VALUE_HEADS,
+    ),
     (r"(n_group|topk_group|n_groups|num_nextn_predict_layers|num_kv_shared_layers)", 1),
     (r"(num_experts_per_tok|num_experts_per_token|moe_topk|moe_k|top_k_experts)", 2),
     (r"(num_local_experts|n_routed_experts|num_experts|moe_num_experts)", EXPERTS),
     (r"(n_shared_experts|moe_num_shared_experts|first_k_dense_replace)", 1),
-    (r"(\w+_)?(num_attention_heads|num_heads|attention_heads|n_heads|linear_num_value_heads|resampler_heads)", HEADS),
+    (
+        r"(\w+_)?(num_attention_heads|num_heads|attention_heads|n_heads|linear_num_value_heads|resampler_heads)",
+        HEADS,
+    ),
     (r"(\w+_)?(head_dim|dim_head|d_kv|kv_channels|query_pre_attn_scalar)", HEAD_DIM),
     (r"(qk_nope_head_dim|qk_rope_head_dim|v_head_dim)", HEAD_DIM),
     (r"qk_head_dim", 2 * HEAD_DIM),
     (r"(\w+_)?(lora_rank)", 16),
-    (r"(\w+_)?(hidden_size|intermediate_size|ffn_dim|embed_dim|d_model|d_ff|projection_dim|mlp_dim|adapter_(in|out)_dim)", WIDTH),
-    (r"(word_embed_proj_dim|output_channels|downsample_channels|vision_output_dim|output_dim|projector_(input|output)_dim)", WIDTH),
-    (r"(\w+_)?(intermediate_size_mlp|hidden_dim|share_expert_dim|hidden_size_per_layer_input|embedding_size)", WIDTH),
-    (r"(num_hidden_layers|depth|num_layers|encoder_layers|decoder_layers|n_layers|layers|num_decoder_layers)", LAYERS),
+    (
+        r"(\w+_)?(hidden_size|intermediate_size|ffn_dim|embed_dim|d_model|d_ff|projection_dim|mlp_dim|adapter_(in|out)_dim|adapter_input_size)",
+        WIDTH,
+    ),
+    (
+        r"(word_embed_proj_dim|output_channels|downsample_channels|vision_output_dim|output_dim|output_proj_dims|projector_(input|output)_dim)",
+        WIDTH,
+    ),
+    (
+        r"(\w+_)?(intermediate_size_mlp|hidden_dim|share_expert_dim|hidden_size_per_layer_input|embedding_size)",
+        WIDTH,
+    ),
+    (
+        r"(num_hidden_layers|depth|num_layers|encoder_layers|decoder_layers|n_layers|layers|num_decoder_layers)",
+        LAYERS,
+    ),
     (r"(resampler_depth|max_window_layers|num_global_layers|\w+_num_hidden_layers)", LAYERS),
     (r"(vocab_size|vocab_size_per_layer_input|unpadded_vocab_size)", VOCABULARY),
     (r"(\w*max_position_embeddings|max_2d_position_embeddings)", POSITIONS),
@@ -52,7 +70,10 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(image_size|max_image_size|max_img_size|window_size)", SIDE),
     (r"(sliding_window|sliding_window_size|attention_chunk_size|chunk_size)", 128),
     (r"(num_query_tokens|resampler_n_latents|resampler_num_latents|latent_query_num)", 4),
-    (r"(num_position_embeddings|num_image_tokens|image_seq_length|mm_tokens_per_image|num_patches)", (SIDE // PATCH) ** 2),
+    (
+        r"(num_position_embeddings|num_image_tokens|image_seq_length|mm_tokens_per_image|num_patches)",
+        (SIDE // PATCH) ** 2,
+    ),
     (r"(vision_feature_layer|vision_feature_select_layer)", -1),
     (r"(mamba_num_heads)", HEADS),
     (r"(ssm_state_size|ple_embed_dim)", 16),
@@ -61,14 +82,19 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(ngram_vocab_size_base)", 64),
 )
 
-_INDEX_LISTS = frozenset(
-    "fullatt_block_indexes deepstack_visual_indexes global_attn_indexes full_attn_idxs cross_attention_layers "
-    "intermediate_layers_indices".split()
+_INDEX_LISTS = (
+    "fullatt_block_indexes",
+    "deepstack_visual_indexes",
+    "global_attn_indexes",
+    "full_attn_idxs",
+    "cross_attention_layers",
+    "intermediate_layers_indices",
 )
 """Lists of layer numbers; they become the last layer alone."""
 _ABSENT = {
     "image_token_id": IMAGE_TOKEN,
     "image_token_index": IMAGE_TOKEN,
+    "video_token_id": VIDEO_TOKEN,
     "head_dim": HEAD_DIM,
     "sliding_window": 128,
     "image_grid_pinpoints": [[SIDE, SIDE]],
@@ -80,7 +106,8 @@ _CODES = range(8)
 OVERRIDES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
     "chameleon": {
-        "vocabulary_map": {"<image>": IMAGE_TOKEN} | {f"IMGIMG{'ABCDEFGH'[code]}Z": 30 + code for code in _CODES}
+        "vocabulary_map": {"<image>": IMAGE_TOKEN}
+        | {f"IMGIMG{'ABCDEFGH'[code]}Z": 30 + code for code in _CODES}
     },
     "dots3_note": {"text_config.head_dim": 2 * HEAD_DIM},
     "emu3": {
@@ -99,14 +126,20 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "text_config.indexer_budget": 64,
         "text_config.indexer_compress_ratio": 4,
     },
-    "cohere_compass": {"text_config.rope_parameters.full_attention": {"rope_type": "default", "rope_theta": 1e4}},
-    "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"], "text_config.num_experts_per_tok": 2},
+    "cohere_compass": {
+        "text_config.rope_parameters.full_attention": {"rope_type": "default", "rope_theta": 1e4}
+    },
+    "deepseek_ocr2": {
+        "text_config.mlp_layer_types": ["dense", "sparse"],
+        "text_config.num_experts_per_tok": 2,
+    },
     "granite4_vision": {
         "deepstack_layer_map": [[-1, 0]],
         "spatial_target_layers": [1],
         "downsample_rate": "1/2",
     },
     "mllama": {"vision_config.vision_output_dim": 2 * WIDTH},
+    "unlimited_ocr": {"text_config.num_key_value_heads": HEADS},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 60, "vision_end_token_id": 61},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 60, "vision_end_token_id": 61},
     "ernie4_5_vl_moe": {"text_config.rope_parameters.mrope_section": [3, 3, 2]},
@@ -161,7 +194,7 @@ def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
-                parameter.nan_to_num_().clamp_(-1, 1).add_(0.05 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return model.float().eval()
 
 
@@ -180,7 +213,7 @@ def _token_numbers(fields: Mapping[str, Any]) -> dict[str, int]:
     numbers = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
     numbers |= dict.fromkeys(("image_token_id", "image_token_index", "image_patch_id"), IMAGE_TOKEN)
     numbers |= dict.fromkeys(("video_token_id", "video_token_index"), VIDEO_TOKEN)
-    others = sorted({name for name in names} - set(numbers))
+    others = sorted(set(names) - set(numbers))
     return numbers | {name: 20 + place for place, name in enumerate(others)}
 
 
@@ -235,7 +268,7 @@ def _small(name: str, value: Any) -> Any:
 
 
 def _repair_rotary(fields: dict[str, Any]) -> None:
-    """`mrope_section` splits half the rotary width between time, height and width; absent, model files assume big ones."""
+    """Small sections of multimodal positions, half the rotary width in all; without them model files assume big ones."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.get(name)
         if not isinstance(rope, dict) or "vocab_size" not in fields:

@@ -7,6 +7,7 @@ first that the model computes with is kept, together with the number of image to
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,17 @@ from transformers import PreTrainedModel
 from vlm4vla.backbones.shrink import FIRST_TEXT_TOKEN, IMAGE_TOKEN, PATCH, SENTINEL, SIDE
 from vlm4vla.core.errors import BackboneError
 
-MODEL_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError, StrictDataclassError)
+MODEL_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    StrictDataclassError,
+)
 """What a forward raises when it is given inputs of another layout than its own."""
 TEXT_IS_ONE = frozenset({"paligemma"})
 """Architectures whose `token_type_ids` mark text, not the image, with 1."""
@@ -36,7 +47,9 @@ class Row:
 
 def words(seed: int, length: int) -> tuple[int, ...]:
     """Random text ids, none of them special."""
-    drawn = torch.randint(FIRST_TEXT_TOKEN, SENTINEL, (length,), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(
+        FIRST_TEXT_TOKEN, SENTINEL, (length,), generator=torch.Generator().manual_seed(seed)
+    )
     return tuple(drawn.tolist())
 
 
@@ -55,7 +68,9 @@ class Layout:
 
 def pictures(seeds: Sequence[int], side: int) -> Tensor:
     """Float pictures, batch x 3 x side x side, normally distributed, each from its seed alone."""
-    return torch.stack([torch.randn(3, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack(
+        [torch.randn(3, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
 
 
 def patch_rows(images: Tensor, patch: int) -> Tensor:
@@ -79,7 +94,7 @@ class StandInInputs:
         self.image_token = next(
             (
                 token
-                for name in ("image_token_id", "image_token_index", "image_patch_id")
+                for name in ("image_token_id", "image_token_index", "image_patch_id", "video_token_id")
                 if isinstance(token := getattr(model.config, name, None), int)
             ),
             IMAGE_TOKEN,
@@ -96,7 +111,10 @@ class StandInInputs:
     def _arguments(self, rows: Sequence[Row], layout: Layout) -> dict[str, Any]:
         head = [self.first_token, *[self.image_token] * layout.tokens]
         tail = [[SENTINEL, *row.after] for row in rows]
-        ids = [[*head, *row.text, *([] if self.encoder_decoder else end)] for row, end in zip(rows, tail, strict=True)]
+        ids = [
+            [*head, *row.text, *([] if self.encoder_decoder else end)]
+            for row, end in zip(rows, tail, strict=True)
+        ]
         made: dict[str, Any] = {}
         made["input_ids"], made["attention_mask"] = _padded(ids)
         if "input_ids" not in self.names:
@@ -118,7 +136,9 @@ class StandInInputs:
         }
         made |= {name: value for name, value in extra.items() if name in self.names}
         if "qformer_input_ids" in self.names:
-            made["qformer_input_ids"], made["qformer_attention_mask"] = _padded([[1, *row.text] for row in rows])
+            made["qformer_input_ids"], made["qformer_attention_mask"] = _padded(
+                [[1, *row.text] for row in rows]
+            )
         made |= self._pixels([row.image for row in rows], layout)
         return made
 
@@ -135,7 +155,11 @@ class StandInInputs:
         sized = {name: value for name, value in sized.items() if name in self.names and layout.sized}
         match layout.kind:
             case "rows":
-                rows = flat.unsqueeze(3).expand(-1, -1, -1, layout.frames, -1, -1).reshape(batch * grid * grid, -1)
+                rows = (
+                    flat.unsqueeze(3)
+                    .expand(-1, -1, -1, layout.frames, -1, -1)
+                    .reshape(batch * grid * grid, -1)
+                )
                 return {"pixel_values": rows, **self._grids(batch, grid)}
             case "patches":
                 return {"pixel_values": flat.flatten(0, 1), **self._grids(batch, grid)}
@@ -158,7 +182,10 @@ class StandInInputs:
                 ones = torch.full((batch,), grid)
                 extra = {"width": ones, "height": ones}
                 rows = torch.cat([places.float(), flat.flatten(2)], dim=-1)
-                return {"flattened_patches": rows, **{name: extra[name] for name in extra if name in self.names}}
+                return {
+                    "flattened_patches": rows,
+                    **{name: extra[name] for name in extra if name in self.names},
+                }
             case "tiles":
                 tiles = images[:, None, None].repeat(1, 1, layout.frames, 1, 1, 1)
                 ids = torch.ones(batch, 1, dtype=torch.int64)
@@ -182,11 +209,17 @@ class StandInInputs:
     def _layouts(self, model: PreTrainedModel) -> Iterator[Layout]:
         vision = getattr(model.config, "vision_config", None) or model.config
         side = _first(getattr(vision, "image_size", None)) or SIDE
-        patch = _first(getattr(vision, "patch_size", None)) or _first(getattr(model.config, "patch_size", None)) or PATCH
+        patch = (
+            _first(getattr(vision, "patch_size", None))
+            or _first(getattr(model.config, "patch_size", None))
+            or PATCH
+        )
         side = max(side, 2 * patch)
         if self.names & {"image_grid_thw", "image_grid_hw"}:
             for frames in (
-                _first(getattr(vision, "temporal_patch_size", None)) or _first(getattr(vision, "patch_temporal", None)) or 1,
+                _first(getattr(vision, "temporal_patch_size", None))
+                or _first(getattr(vision, "patch_temporal", None))
+                or 1,
                 1,
                 2,
             ):
@@ -215,13 +248,17 @@ class StandInInputs:
     def _find_layout(self, model: PreTrainedModel) -> Layout:
         seen = ""
         for layout in self._layouts(model):
-            for tokens in self._token_counts(model, layout):
+            counts = self._token_counts(model, layout)
+            for tokens in counts:
                 tried = replace(layout, tokens=tokens)
                 try:
                     with torch.no_grad():
                         model(**self._arguments([Row(text=words(0, 4), image=0)], tried))
                 except MODEL_ERRORS as error:
-                    seen = seen or f"{layout.kind}, {tokens} image tokens: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                    if told := re.search(r"tokens: 0, features:? (\d+)", str(error)):
+                        counts.append(int(told[1]))
+                    said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                    seen = seen or f"{layout.kind}, {tokens} image tokens: {said}"
                 else:
                     return tried
         raise BackboneError(f"no stand-in input is accepted ({seen})")
@@ -237,7 +274,9 @@ class StandInInputs:
         wanted = inspect.signature(model.get_image_features).parameters
         try:
             with torch.no_grad():
-                features = model.get_image_features(**{name: pixels[name] for name in pixels if name in wanted or name == "pixel_values"})
+                features = model.get_image_features(
+                    **{name: pixels[name] for name in pixels if name in wanted or name == "pixel_values"}
+                )
         except MODEL_ERRORS:
             return counts
         found = getattr(features, "pooler_output", features)
