@@ -153,6 +153,13 @@ def check_model(options: argparse.Namespace) -> None:
         )
 
 
+def survey_models(options: argparse.Namespace) -> None:
+    """Which architectures of the installed transformers carry the query token."""
+    from vlm4vla.backbones import survey
+
+    survey.report(options.names, options.markdown)
+
+
 def build_tiny(options: argparse.Namespace) -> None:
     """Pretrain tiny backbones."""
     from vlm4vla.backbones.tiny import TINY_SIZES
@@ -376,6 +383,11 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("name", metavar="NAME|FOLDER", help="a registered name, organisation/name or a folder")
     made.add_argument("--image-size", type=_positive, default=224, metavar="N", help="pixels; default 224")
     made.add_argument("--weights", choices=("pretrained", "random"), default="pretrained")
+    made = add(
+        "survey", survey_models, "Try the query on every architecture that transformers knows.", into=inner
+    )
+    made.add_argument("names", nargs="*", metavar="ARCHITECTURE", help="default: all, half a minute")
+    made.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
     made = add("build-tiny", build_tiny, "Pretrain a tiny backbone from random weights.", into=inner)
     made.add_argument("name", metavar="NAME|all", help="tiny-qwen3-vl, ...")
     made.add_argument("--out", type=Path, default=Path("runs/models"), help="its folder is OUT/NAME")

@@ -268,7 +268,7 @@ def _small(name: str, value: Any) -> Any:
 
 
 def _repair_rotary(fields: dict[str, Any]) -> None:
-    """Small sections of multimodal positions, half the rotary width in all; without them model files assume big ones."""
+    """Small sections of multimodal positions, half the rotary width in all; model files assume big ones."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.get(name)
         if not isinstance(rope, dict) or "vocab_size" not in fields:
