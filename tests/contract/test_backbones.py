@@ -114,6 +114,14 @@ def test_parts_cover_everything_once(backbone: Backbone) -> None:
     assert all(parts)
 
 
+def test_what_the_released_code_froze_as_vision(backbone: Backbone) -> None:
+    """Qwen's mergers are in it, the projectors of the others are not."""
+    frozen = {id(parameter) for parameter in backbone.part("released_vision")}
+    vision = {id(parameter) for parameter in backbone.part("vision")}
+    projector = {id(parameter) for parameter in backbone.part("projector")}
+    assert frozen == (vision | projector if "qwen" in backbone.family.name else vision)
+
+
 def test_the_prompt_is_the_papers(backbone: Backbone) -> None:
     tokens = backbone.encoder.tokens(SAYINGS[0]).tolist()
     assert tokens.count(backbone.encoder.image_id) >= backbone.encoder.image_tokens

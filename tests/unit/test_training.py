@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlm4vla.core.errors import RecipeError, RunError
-from vlm4vla.core.recipes import TrainRecipe, Trial
+from vlm4vla.core.recipes import TrainRecipe, Trial, check_train
 from vlm4vla.demonstrations.packed import PackedSource
 from vlm4vla.training import optimization
 from vlm4vla.training.checkpoints import latest_checkpoint
@@ -114,6 +114,33 @@ def test_frozen_parts_stay(vlm: Path, source: PackedSource, tmp_path: Path) -> N
     assert any("merger" in name for name in changed)
     assert any("embed_tokens" in name for name in changed)
     assert not any("visual.blocks" in name or "language_model.layers" in name for name in changed)
+
+
+def test_parts_learn_at_their_own_rates(vlm: Path, source: PackedSource, tmp_path: Path) -> None:
+    """After one step of Adam a weight has moved by its learning rate, and a resumed training goes on alike."""
+    trial = tiny_trials.trial(vlm, steps=4, warmup_steps=0, learning_rate=1e-3, checkpoint_every=1)
+    slow = replace(trial, train=replace(trial.train, part_rates=("vision=0.01", "head=0.1")))
+    train(slow, source, tmp_path / "slow", progress=False)
+    before, after = load_file(vlm / "model.safetensors"), weights(tmp_path / "slow")
+    names = {name.removeprefix("model."): name for name in before}
+    moved: dict[str, float] = {}
+    for name, tensor in after.items():
+        key = names.get(name.removeprefix("model."))
+        if key is not None:
+            part = "vision" if "visual.blocks" in name else "language" if ".layers." in name else "other"
+            moved[part] = max(moved.get(part, 0.0), (tensor - before[key]).abs().max().item())
+    assert 0 < moved["vision"] < 5e-5
+    assert 1e-3 < moved["language"] < 5e-3
+    train(slow, source, tmp_path / "twice", progress=False, stop_after=2)
+    train(slow, source, tmp_path / "twice", progress=False)
+    resumed = weights(tmp_path / "twice")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in after.items())
+
+
+@pytest.mark.parametrize("wrong", ["vision", "vision=0", "vision=fast", "vision=-1", "eyes=1"])
+def test_rates_of_parts_are_checked(wrong: str) -> None:
+    with pytest.raises(RecipeError, match="part_rates"):
+        check_train(TrainRecipe(part_rates=(wrong,)))
 
 
 def test_the_gradient_is_clipped(vlm: Path, source: PackedSource, tmp_path: Path) -> None:

@@ -158,11 +158,17 @@ class Backbone(nn.Module):
             return self.native(self.vlm, inputs.input_ids, inputs.images)
         return {"input_ids": inputs.input_ids, **inputs.arguments}
 
-    def part(self, name: Part) -> list[nn.Parameter]:
+    def part(self, name: Part | Literal["released_vision"]) -> list[nn.Parameter]:
         """Parameters of one part; the four parts and the query make up the backbone, without overlap.
 
-        Qwen's mergers, which Hugging Face keeps inside the vision tower, belong to the projector.
+        Qwen's mergers, which Hugging Face keeps inside the vision tower, belong to the projector; `released_vision` is
+        the vision tower with them, which the released code freezes as vision.
         """
+        if name == "released_vision":
+            parts = find_parts(self.vlm, self.family)
+            tower = {id(p) for p in self.vlm.get_encoder(modality="image").parameters()}
+            inside = [p for p in parts["projector"].values() if id(p) in tower]
+            return [*parts["vision"].values(), *inside]
         if name not in PARTS:
             raise unknown_name("part", name, PARTS)
         return list(find_parts(self.vlm, self.family)[name].values())

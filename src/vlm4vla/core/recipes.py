@@ -24,6 +24,10 @@ HEADS = ("mlp", "flow", "tokens")
 """Names of action heads; `policies.registry` has one class for each."""
 
 
+LEARNERS = ("vision", "projector", "word_embedding", "language", "query", "head")
+"""What a policy is made of: the parts of its VLM, the query and the head."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemonstrationRecipe:
     """Which demonstrations to train on."""
@@ -74,7 +78,9 @@ class PolicyRecipe:
     expert_head_width: int = 256
     query_init: Literal["normal", "zeros"] = "normal"
     """The reference uses zeros, which lets the query dominate a clipped gradient."""
-    freeze: tuple[Literal["vision", "projector", "word_embedding", "language"], ...] = ()
+    freeze: tuple[Literal["vision", "projector", "word_embedding", "language", "released_vision"], ...] = ()
+    """Parts that do not learn. `released_vision` is what the released code froze as vision: Hugging Face's whole vision
+    tower, which contains the mergers of some VLMs and the projector of none (Paper Table 3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,8 @@ class TrainRecipe:
     micro_batch_size: int = 0
     """Samples per forward pass and process; 0: the whole share of a process at once."""
     learning_rate: float = 2e-5
+    part_rates: tuple[str, ...] = ()
+    """`PART=FACTOR` each: this part learns with so many times the learning rate. Parts are those of `LEARNERS`."""
     warmup_steps: int = 2058
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
@@ -131,6 +139,25 @@ class Trial:
     evaluations: tuple[EvaluationRecipe, ...]
 
 
+def rate_factors(recipe: TrainRecipe) -> dict[str, float]:
+    """By part, 1 where nothing is said. Raises: RecipeError for what is no part or no positive number."""
+    factors = dict.fromkeys(LEARNERS, 1.0)
+    for text in recipe.part_rates:
+        part, equals, number = text.partition("=")
+        if part not in factors:
+            raise RecipeError(f"train.part_rates: {unknown_name('part', part, LEARNERS)}")
+        try:
+            factors[part] = float(number)
+        except ValueError:
+            factors[part] = math.nan
+        if not equals or not 0 < factors[part] < math.inf:
+            raise RecipeError(
+                f"train.part_rates {text!r}: write PART=FACTOR with a positive number; to keep a part as it is, set "
+                "policy.freeze"
+            )
+    return factors
+
+
 def check_policy(recipe: PolicyRecipe) -> None:
     """Raises: RecipeError naming a field that no policy can be built with."""
     for name in ("image_size", "horizon", "head_trunk", "head_width", "head_body"):
@@ -156,6 +183,7 @@ def check_train(recipe: TrainRecipe, *, processes: int = 1) -> None:
     for name in ("micro_batch_size", "warmup_steps", "weight_decay", "clip_norm", "seed"):
         if not 0 <= getattr(recipe, name) < math.inf:
             raise RecipeError(f"train.{name} must not be negative, but is {getattr(recipe, name)}")
+    rate_factors(recipe)
     share_of(recipe.batch_size, processes)
 
 

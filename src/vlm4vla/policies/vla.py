@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm4vla.backbones.backbone import Backbone
+from vlm4vla.backbones.discover import PARTS
 from vlm4vla.backbones.encoding import BackboneInputs
 from vlm4vla.backbones.images import resize
 from vlm4vla.core import recipes
@@ -86,6 +87,11 @@ class VLA(nn.Module):
     def horizon(self) -> int:
         """Actions per chunk."""
         return self.head.horizon
+
+    def learners(self) -> Mapping[str, list[nn.Parameter]]:
+        """All parameters by what they belong to: the VLM's parts, the query, the head."""
+        parts = {str(name): self.backbone.part(name) for name in PARTS}
+        return {**parts, "query": [self.backbone.query], "head": list(self.head.parameters())}
 
     def encode(self, observations: Sequence[Observation], *, length: int | None = None) -> BackboneInputs:
         """A batch on the CPU, the same for training and rollout."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from vlm4vla.core.recipes import TrainRecipe
+from vlm4vla.core.recipes import TrainRecipe, rate_factors
 
 REMEMBERED = 100
 """Losses that decide what is normal."""
@@ -17,11 +17,27 @@ DIVERGED = 20.0
 """A loss this many times the usual one, and above the first, means that the training has diverged."""
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], recipe: TrainRecipe) -> torch.optim.AdamW:
-    """AdamW with torch's defaults in one group, as the released code has it; frozen parameters stay outside."""
+def make_optimizer(learners: Mapping[str, Sequence[nn.Parameter]], recipe: TrainRecipe) -> torch.optim.AdamW:
+    """AdamW with torch's defaults; frozen parameters stay outside.
+
+    One group, as the released code has it, or one for every factor of `part_rates`, which `set_rate` multiplies with.
+    """
+    factors = rate_factors(recipe)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for part, parameters in learners.items():
+        groups.setdefault(factors[part], []).extend(p for p in parameters if p.requires_grad)
     return torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        [{"params": parameters, "factor": factor} for factor, parameters in groups.items() if parameters],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Before a step: every group's learning rate is `rate` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def learning_rate(recipe: TrainRecipe, step: int) -> float:

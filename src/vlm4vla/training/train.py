@@ -72,7 +72,7 @@ def train(
         vla = _policy(trial, source, samples, latest).train()
         processes.share(vla, sharding=sharding, precision=recipe.precision)
         parameters = [parameter for parameter in vla.parameters() if parameter.requires_grad]
-        optimizer = optimization.make_optimizer(parameters, recipe)
+        optimizer = optimization.make_optimizer(vla.learners(), recipe)
         if latest:
             checkpoints.restore(latest, vla, optimizer, processes)
         batches = Batches(samples, vla, recipe, rank=processes.rank, world=processes.world)
@@ -84,8 +84,7 @@ def train(
         stream = stack.enter_context(closing(batches.training(range(state.step, last))))
         for batch in stream:
             rate = optimization.learning_rate(recipe, state.step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            optimization.set_rate(optimizer, rate)
             torch.manual_seed(_random_seed(recipe.seed, state.step, processes.rank))
             losses = _losses(vla, batch, recipe, processes, backward=True)
             processes.average_gradients(parameters)
