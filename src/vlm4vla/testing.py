@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float32
-from torch import Tensor
 
-from vlm4vla.backbones.encoding import BackboneInputs
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER, ActionSpec
-from vlm4vla.core.errors import VLAError
+from vlm4vla.core.errors import ContractError
 from vlm4vla.core.interfaces import Benchmark, ChunkPredictor, Environment, LazyEnvironment
 from vlm4vla.core.types import EpisodeSpec, Observation
-from vlm4vla.policies.vla import VLA
+
+if TYPE_CHECKING:
+    from vlm4vla.backbones.backbone import Backbone
+    from vlm4vla.policies.vla import VLA
+
+__all__ = ["ContractError", "check_backbone", "check_benchmark", "check_head", "check_policy"]
 
 _Trace = list[tuple[Observation, int]]
 """Observations and goals completed: after the reset, then after every step."""
-
-
-class ContractError(VLAError, AssertionError):
-    """Something that was plugged in does not keep its promise."""
 
 
 def check_benchmark(
@@ -96,86 +95,18 @@ def check_policy(predictor: ChunkPredictor, observations: Sequence[Observation])
 
 
 def check_head(vla: VLA, observations: Sequence[Observation], *, steps: int = 150) -> None:
-    """Check an action head on a tiny, untrained VLA that computes in float32; it is trained for `steps` steps.
+    """Check an action head on a tiny, untrained VLA (`policies.contracts.check_head`)."""
+    from vlm4vla.policies import contracts
 
-    `observations`: at least four, all different.
-    """
-    _require(len(observations) >= 4, "check_head needs at least four observations to split and to learn")
-    inputs, rows = vla.encode(observations), len(observations)
-    generator = torch.Generator().manual_seed(0)
-    target = torch.rand(rows, vla.horizon, ACTION_SIZE, generator=generator) * 1.8 - 0.9
-    target[..., GRIPPER] = (target[..., GRIPPER] > 0).float()
-    valid = torch.ones(rows, vla.horizon, dtype=torch.bool)
-    valid[0, -1] = False
-    vla.train()
-    losses = _losses(vla, inputs, target, valid)
-    _require(
-        set(losses) >= {"loss", "pose", "gripper"}, f"the terms are {sorted(losses)}: logs need all three"
-    )
-    _require(all(bool(term.isfinite()) for term in losses.values()), "a term of the loss is not finite")
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
-    for name, parameter in [("query", vla.backbone.query), *vla.head.named_parameters()]:
-        _require(
-            parameter.grad is not None and bool((parameter.grad != 0).any()),
-            f"{name} gets no gradient: it never learns",
-        )
-    changed = target.clone()
-    changed[0, -1] = 0.25
-    _require(
-        torch.allclose(_losses(vla, inputs, changed, valid)["loss"], losses["loss"]),
-        "a step that is not valid changes the loss: the padding of short chunks would be learned",
-    )
-    torch.manual_seed(0)
-    half, count = rows // 2, float(valid.sum())
-    parts = [
-        vla(vla.encode(observations[part]), target[part], valid[part], None, count)["loss"]
-        for part in (slice(half), slice(half, None))
-    ]
-    _require(
-        torch.allclose(parts[0] + parts[1], losses["loss"], rtol=1e-4),
-        "losses of micro-batches do not add up: a result would depend on micro_batch_size",
-    )
-    _check_learning(vla, inputs, target, valid, steps)
+    contracts.check_head(vla, observations, steps=steps)
 
 
-def _losses(
-    vla: VLA, inputs: BackboneInputs, target: Tensor, valid: Tensor, seed: int = 0
-) -> Mapping[str, Tensor]:
-    torch.manual_seed(seed)
-    found: Mapping[str, Tensor] = vla(inputs, target, valid)
-    return found
+def check_backbone(backbone: Backbone) -> None:
+    """Check a VLM with the conformance battery (`policies.conformance`), as `vlm4vla models check` does."""
+    from vlm4vla.policies.conformance import examine
 
-
-def _check_learning(vla: VLA, inputs: BackboneInputs, target: Tensor, valid: Tensor, steps: int) -> None:
-    def error() -> float:
-        vla.eval()
-        with torch.no_grad():
-            found = vla.predict(inputs)
-        vla.train()
-        _require(
-            found.shape == target.shape and bool(found.isfinite().all()),
-            f"predictions are {tuple(found.shape)} or not finite, expected {tuple(target.shape)}",
-        )
-        pose, gripper = found[..., :GRIPPER], found[..., GRIPPER]
-        _require(
-            bool((pose.abs() <= 1).all() and (gripper >= 0).all() and (gripper <= 1).all()),
-            "a prediction is outside [-1, 1], or a gripper's probability outside [0, 1]",
-        )
-        return float((found - target)[valid].square().mean())
-
-    before = error()
-    vla.zero_grad(set_to_none=True)
-    optimizer = torch.optim.AdamW(vla.parameters(), lr=3e-3, weight_decay=0.0)
-    for step in range(steps):
-        _losses(vla, inputs, target, valid, seed=step)["loss"].backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    after = error()
-    _require(
-        after < before / 2,
-        f"{steps} steps on {len(target)} samples took the predictions' squared error from {before:.3f} to {after:.3f} "
-        "only: loss and prediction do not belong together",
-    )
+    for finding in examine(backbone):
+        _require(finding.passed, f"{finding.check}: {finding.measured}; {finding.why}")
 
 
 def _require(condition: bool, message: str) -> None:

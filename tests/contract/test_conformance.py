@@ -30,7 +30,7 @@ from vlm4vla.core.types import Observation
 from vlm4vla.policies.conformance import CHECKS, examine
 from vlm4vla.policies.predictor import Predictor
 from vlm4vla.policies.vla import VLA
-from vlm4vla.testing import check_policy
+from vlm4vla.testing import ContractError, check_backbone, check_policy
 
 SIDE = 32
 SIZE = TinySize(
@@ -202,8 +202,7 @@ def test_every_check_can_fail(
     assert not findings_of(backbone)[name]
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", ["internvl", "gemma4"])
+@pytest.mark.parametrize(("name", "head"), [("gemma4", "mlp"), *(("internvl", head) for head in HEADS)])
 def test_a_discovered_vlm_becomes_a_policy(
     name: str, head: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -238,6 +237,14 @@ def test_plain_transformers_loads_what_is_saved(
     original = AutoModelForImageTextToText.from_pretrained(tiny(name))
     for (key, ours), theirs in zip(model.named_parameters(), original.parameters(), strict=True):
         assert torch.equal(ours, theirs), key
+
+
+def test_the_battery_as_a_contract(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load(tiny("qwen3-vl"))
+    check_backbone(backbone)
+    monkeypatch.setattr("vlm4vla.policies.conformance.REAL_SIZE", 1)
+    with pytest.raises(ContractError, match=r"new parameters: .* under 1 %"):
+        check_backbone(backbone)
 
 
 def test_the_query_has_an_id_of_its_own(tiny: Callable[[str], Path]) -> None:

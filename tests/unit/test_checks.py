@@ -10,7 +10,7 @@ from tiny_trials import tiny_vlm
 
 from vlm4vla.core.errors import RecipeError, RunError, SimulatorError
 from vlm4vla.core.recipes import HEADS, Trial
-from vlm4vla.policies import heads
+from vlm4vla.policies import registry
 from vlm4vla.studies.checks import Resources, check, facts_of
 from vlm4vla.studies.execute import device_named, evaluate_again, run_trial
 from vlm4vla.studies.presets import quickstart
@@ -79,7 +79,7 @@ def test_opengl_without_a_library_is_told_at_once(
 
 
 def test_heads_have_their_classes() -> None:
-    assert set(HEADS) == set(heads.HEADS)
+    assert set(HEADS) == set(registry.HEADS)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu0"])

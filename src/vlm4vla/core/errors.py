@@ -6,6 +6,7 @@
     ├── DataError              demonstrations or a cache are damaged, incomplete or of another kind
     ├── BackboneError          a VLM cannot be loaded or does not honour the backbone contract
     ├── SimulatorError         a benchmark or its simulator broke (the policy did not)
+    ├── ContractError          something that was plugged in does not keep its promise
     └── RunError               a run directory, checkpoint or training went wrong
 
 Every message says what happened, where (file, episode, field) and what to do.
@@ -43,6 +44,10 @@ class SimulatorError(VLAError, RuntimeError):
 
 class RunError(VLAError, RuntimeError):
     """A run directory, a checkpoint or the training itself went wrong."""
+
+
+class ContractError(VLAError, AssertionError):
+    """Something that was plugged in does not keep its promise."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> RecipeError:
