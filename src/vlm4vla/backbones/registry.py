@@ -50,6 +50,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         BackboneEntry(name="internvl3.5-1b", location="OpenGVLab/InternVL3_5-1B-HF"),
         BackboneEntry(name="internvl3.5-2b", location="OpenGVLab/InternVL3_5-2B-HF"),
         BackboneEntry(name="internvl3.5-4b", location="OpenGVLab/InternVL3_5-4B-HF"),
+        BackboneEntry(name="smolvlm2-256m", location="HuggingFaceTB/SmolVLM2-256M-Video-Instruct"),
         BackboneEntry(name="smolvlm2-500m", location="HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
         BackboneEntry(name="smolvlm2-2.2b", location="HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
         BackboneEntry(name="gemma-3-4b", location="google/gemma-3-4b-it"),
