@@ -12,7 +12,8 @@ from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import DataError
 from vlm4vla.core.interfaces import DemonstrationSource
 from vlm4vla.core.types import Demonstration
-from vlm4vla.demonstrations.packed import EncodedFrames, PackedSource, write_packed
+from vlm4vla.demonstrations.frames import EncodedFrames
+from vlm4vla.demonstrations.packed import PackedSource, write_packed
 
 SPEC = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="controller")
 
@@ -63,7 +64,9 @@ def test_jpeg_bytes_are_kept(tmp_path: Path) -> None:
         Image.fromarray(image).save(buffer, "JPEG", quality=95)
         blobs.append(buffer.getvalue())
     offsets = np.cumsum([0, *map(len, blobs)])
-    frames = EncodedFrames(b"".join(blobs), offsets, codec="jpeg", size=(8, 8), where="test")
+    frames = EncodedFrames(
+        b"".join(blobs), offsets[:-1], offsets[1:], codec="jpeg", size=(8, 8), where="test"
+    )
     made = Demonstration(id="e", instruction="i", task="t", images=frames, actions=demonstration(0).actions)
     source = write_packed([made], tmp_path / "packed", name="toy", action_spec=SPEC, fingerprint="abc")
     images = source[0].images

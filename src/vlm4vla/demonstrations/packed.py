@@ -14,85 +14,25 @@ Frames are stored losslessly as deflated RGB bytes, which decode three times fas
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast, overload
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Float32, Int64
 
 from vlm4vla.core.actions import ACTION_SIZE, ActionSpec
 from vlm4vla.core.errors import DataError
 from vlm4vla.core.types import Demonstration
+from vlm4vla.demonstrations.frames import Codec, EncodedFrames
 
 FORMAT = "vlm4vla-packed"
 VERSION = 1
-
-Codec = Literal["zlib", "jpeg", "png"]
-"""`zlib`: height x width x 3 RGB bytes, deflated."""
-
-
-class EncodedFrames(Sequence[UInt8[np.ndarray, "height width 3"]]):
-    """Frames that decode when they are asked for. A source with encoded images hands them on with this, unchanged."""
-
-    def __init__(
-        self,
-        data: bytes | memoryview,
-        offsets: Int64[np.ndarray, " frames_and_one"],
-        *,
-        codec: Codec,
-        size: tuple[int, int],
-        where: str,
-    ) -> None:
-        """Frame i is `data[offsets[i]:offsets[i + 1]]`; `size` is (height, width); `where` is named in errors."""
-        self.data, self.offsets, self.codec, self.size, self.where = (
-            memoryview(data),
-            offsets,
-            codec,
-            size,
-            where,
-        )
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def encoded(self, index: int) -> memoryview:
-        """The bytes of one frame as stored."""
-        return self.data[int(self.offsets[index]) : int(self.offsets[index + 1])]
-
-    @overload
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width 3"]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[UInt8[np.ndarray, "height width 3"]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.where}: frame {index} of {len(self)}")
-        return self._decode(index % len(self))
-
-    def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
-        shape = (*self.size, 3)
-        try:
-            if self.codec == "zlib":
-                size = shape[0] * shape[1] * 3
-                return np.frombuffer(zlib.decompress(self.encoded(index), bufsize=size), np.uint8).reshape(
-                    shape
-                )
-            with Image.open(io.BytesIO(self.encoded(index))) as image:
-                return np.asarray(image.convert("RGB")).reshape(shape)
-        except (zlib.error, UnidentifiedImageError, OSError, ValueError) as error:
-            raise DataError(
-                f"{self.where}, frame {index}: cannot be decoded ({error}). The file is damaged: "
-                "delete the folder and make or convert the demonstrations again."
-            ) from error
 
 
 class PackedSource:
@@ -138,7 +78,8 @@ class PackedSource:
             task=episode["task"],
             images=EncodedFrames(
                 self._data,
-                self._offsets[start : stop + 1],
+                self._offsets[start:stop],
+                self._offsets[start + 1 : stop + 1],
                 codec=self._codec,
                 size=self._size,
                 where=f"{self.folder}/frames.bin, episode {episode['id']}",
