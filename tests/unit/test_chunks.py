@@ -2,13 +2,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import DataError
 from vlm4vla.core.types import Demonstration
-from vlm4vla.demonstrations.chunks import ChunkDataset, batch_indices, sample_order, split_episodes
+from vlm4vla.demonstrations.chunks import ChunkDataset, split_episodes
 
 
 @dataclass
@@ -68,36 +66,3 @@ def test_no_side_of_the_split_is_empty(share: float) -> None:
     train, held_out = split_episodes(["a", "b", "c"], held_out=share, seed=0)
     assert train
     assert held_out
-
-
-EXPECTED_ORDER = [3, 2, 1, 6, 0, 7, 4, 5]
-
-
-def test_the_order_is_fixed_for_good() -> None:
-    assert sample_order(0, 0, 8).tolist() == EXPECTED_ORDER
-    assert sample_order(0, 1, 8).tolist() != EXPECTED_ORDER
-
-
-@given(
-    seed=st.integers(0, 5),
-    first=st.integers(0, 40),
-    world=st.sampled_from([1, 2, 3, 6]),
-    count=st.integers(1, 50),
-)
-def test_ranks_share_the_global_batch(seed: int, first: int, world: int, count: int) -> None:
-    alone = batch_indices(seed=seed, step=first, batch_size=12, count=count)
-    shares = [
-        batch_indices(seed=seed, step=first, batch_size=12, count=count, rank=rank, world=world)
-        for rank in range(world)
-    ]
-    np.testing.assert_array_equal(np.concatenate(shares), alone)
-
-
-@given(count=st.integers(1, 30), batch_size=st.integers(1, 40))
-def test_every_step_is_seen_once_per_epoch(count: int, batch_size: int) -> None:
-    steps = -(-3 * count // batch_size)
-    seen = np.concatenate(
-        [batch_indices(seed=0, step=s, batch_size=batch_size, count=count) for s in range(steps)]
-    )
-    for epoch in range(3):
-        assert sorted(seen[epoch * count : (epoch + 1) * count].tolist()) == list(range(count))

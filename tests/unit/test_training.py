@@ -6,15 +6,20 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_trials
 import torch
 from safetensors.torch import load_file
 
 from vlm4vla.core.errors import RecipeError, RunError
+from vlm4vla.core.normalization import Normalization
 from vlm4vla.core.recipes import TrainRecipe, Trial, check_train
+from vlm4vla.demonstrations.chunks import ChunkDataset
 from vlm4vla.demonstrations.packed import PackedSource
+from vlm4vla.policies.vla import VLA
 from vlm4vla.training import optimization
+from vlm4vla.training.batches import Batches
 from vlm4vla.training.checkpoints import latest_checkpoint
 from vlm4vla.training.train import train
 
@@ -80,6 +85,39 @@ def test_micro_batches_give_the_same_step(vlm: Path, source: PackedSource, tmp_p
     whole, split = (tiny_trials.metrics(tmp_path / name, *TERMS) for name in ("whole", "split"))
     for first, second in zip(whole, split, strict=True):
         assert first == pytest.approx(second, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["shift", "crop_and_color"])
+def test_augmentation_changes_training_and_nothing_it_should_not_depend_on(
+    kind: str, vlm: Path, source: PackedSource, tmp_path: Path
+) -> None:
+    """The same images for any micro-batch and after an interruption; what is held out is seen as it is."""
+    changed = tiny_trials.trial(vlm, steps=4, augmentation=kind)
+    train(changed, source, tmp_path / "whole", progress=False)
+    for stop in (2, None):
+        train(changed, source, tmp_path / "parts", progress=False, stop_after=stop)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    split = tiny_trials.trial(vlm, steps=4, augmentation=kind, micro_batch_size=2)
+    train(split, source, tmp_path / "split", progress=False)
+    train(tiny_trials.trial(vlm, steps=4), source, tmp_path / "plain", progress=False)
+    losses = {name: tiny_trials.metrics(tmp_path / name, *TERMS) for name in ("whole", "split", "plain")}
+    assert losses["whole"][0] == pytest.approx(losses["split"][0], rel=1e-3)
+    assert losses["whole"][0] != losses["plain"][0]
+
+    vla = VLA.from_recipe(
+        changed.policy, action_spec=source.action_spec, normalization=Normalization(()), seed=0
+    )
+    data = ChunkDataset(source, range(len(source)), changed.policy.horizon)
+    batches = Batches(data, vla, changed.train, rank=0, world=1)
+    held_out = batches.held_out(data).micro_batches[0].to(torch.device("cpu"))
+    frames = torch.from_numpy(np.stack([o.image for o in data.fetch(range(2)).observations]))
+    assert torch.equal(held_out.inputs.images[:1], frames[:1])
+    assert not torch.equal(
+        next(batches.training([0])).micro_batches[0].to(torch.device("cpu")).inputs.images,
+        next(Batches(data, vla, replace(changed.train, augmentation="none"), rank=0, world=1).training([0]))
+        .micro_batches[0]
+        .inputs.images,
+    )
 
 
 def test_it_learns(vlm: Path, tmp_path: Path) -> None:

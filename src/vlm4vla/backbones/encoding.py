@@ -70,6 +70,14 @@ class BackboneInputs:
         )
 
 
+def stack(observations: Sequence[Observation], *, size: int) -> UInt8[Tensor, "batch height width 3"]:
+    """The images of a batch, brought to the square `size` only where they are not all of one size."""
+    if len({observation.image.shape for observation in observations}) == 1:
+        return torch.from_numpy(np.stack([observation.image for observation in observations]))
+    images = [torch.from_numpy(np.ascontiguousarray(observation.image)) for observation in observations]
+    return torch.cat([resize(image[None], size) for image in images])
+
+
 class Encoder:
     """Tokenizes every distinct instruction once and stacks images."""
 
@@ -133,13 +141,8 @@ class Encoder:
         ids = np.full((len(rows), length or longest), self.pad_id, dtype=np.int64)
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = row
-        return BackboneInputs(self._stack(observations), torch.from_numpy(ids), torch.from_numpy(lengths))
-
-    def _stack(self, observations: Sequence[Observation]) -> UInt8[Tensor, "batch height width 3"]:
-        if len({observation.image.shape for observation in observations}) == 1:
-            return torch.from_numpy(np.stack([observation.image for observation in observations]))
-        images = [torch.from_numpy(np.ascontiguousarray(observation.image)) for observation in observations]
-        return torch.cat([resize(image[None], self.image_size) for image in images])
+        images = stack(observations, size=self.image_size)
+        return BackboneInputs(images, torch.from_numpy(ids), torch.from_numpy(lengths))
 
     def _special_id(self, token: str) -> int:
         index = self.tokenizer.convert_tokens_to_ids(token)

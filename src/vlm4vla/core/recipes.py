@@ -76,6 +76,9 @@ class PolicyRecipe:
     expert_mlp: int = 4096
     expert_heads: int = 8
     expert_head_width: int = 256
+    normalization: tuple[str, ...] = ("quantiles",)
+    """Steps from the demonstrations' pose to [-1, 1], in order: `quantiles` (1 and 99 %, of the training actions),
+    `quantiles=NAME` (published ones) or `clip=LIMIT` (clip at +-LIMIT and scale)."""
     query_init: Literal["normal", "zeros"] = "normal"
     """The reference uses zeros, which lets the query dominate a clipped gradient."""
     freeze: tuple[Literal["vision", "projector", "word_embedding", "language", "released_vision"], ...] = ()
@@ -105,6 +108,8 @@ class TrainRecipe:
     """Paper Eq. 1: 1; the released code: 0.01."""
     huber_delta: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    augmentation: Literal["none", "shift", "crop_and_color"] = "none"
+    """Of the training images: CALVIN's random shift, or Bridge's and LIBERO's crop and colours, as released."""
     seed: int = 0
     log_every: int = 50
     validate_every: int = 500
@@ -158,6 +163,22 @@ def rate_factors(recipe: TrainRecipe) -> dict[str, float]:
     return factors
 
 
+def normalization_step(text: str) -> tuple[str, str]:
+    """`clip=0.65` as `("clip", "0.65")`. Raises: RecipeError for any other form than those of `normalization`."""
+    name, equals, value = text.partition("=")
+    known = (name == "quantiles" and bool(value) == bool(equals)) or name == "clip"
+    if name == "clip":
+        try:
+            known = 0 < float(value) < math.inf
+        except ValueError:
+            known = False
+    if not known:
+        raise RecipeError(
+            f"policy.normalization {text!r}: write quantiles, quantiles=NAME or clip=LIMIT with a positive number"
+        )
+    return name, value
+
+
 def check_policy(recipe: PolicyRecipe) -> None:
     """Raises: RecipeError naming a field that no policy can be built with."""
     for name in ("image_size", "horizon", "head_trunk", "head_width", "head_body"):
@@ -169,6 +190,8 @@ def check_policy(recipe: PolicyRecipe) -> None:
             raise RecipeError(f"policy.{name} must be at least 1, not {getattr(recipe, name)}")
     if recipe.expert_width % 2:
         raise RecipeError(f"policy.expert_width must be even, not {recipe.expert_width}")
+    for step in recipe.normalization:
+        normalization_step(step)
     if recipe.head not in HEADS:
         raise unknown_name("head", recipe.head, HEADS)
 

@@ -1,12 +1,7 @@
-"""Episode steps as training samples: observation, action chunk, valid mask; and which samples a step sees.
-
-The order is a pure function: the batch of a step follows from (seed, step, batch size) alone, so a run resumes
-exactly from one integer and a global batch is the same whatever the number of processes.
-"""
+"""Episode steps as training samples: observation, action chunk, valid mask."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +40,9 @@ class ChunkDataset:
         lengths = np.array([len(source[int(episode)].actions) for episode in episodes], dtype=np.int64)
         self._ends: Int64[np.ndarray, " episodes"] = np.cumsum(lengths)
         self._starts: Int64[np.ndarray, " episodes"] = self._ends - lengths
+
+        self.counts: tuple[int, ...] = (len(self),)
+        self.weights: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         """Number of samples: the steps of all episodes."""
@@ -95,34 +93,6 @@ def split_episodes(ids: Sequence[str], *, held_out: float, seed: int) -> tuple[l
         elif aside.all():
             aside[draws.argmax()] = False
     return np.flatnonzero(~aside).tolist(), np.flatnonzero(aside).tolist()
-
-
-@functools.lru_cache(maxsize=4)
-def sample_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
-    """The order in which `count` samples are seen in an epoch, each once.
-
-    Sorts the raw output of PCG64, which numpy keeps the same across versions (unlike `permutation`).
-    """
-    order = np.argsort(np.random.PCG64([seed, epoch]).random_raw(count), kind="stable")
-    order.setflags(write=False)
-    return order
-
-
-def batch_indices(
-    *, seed: int, step: int, batch_size: int, count: int, rank: int = 0, world: int = 1
-) -> Int64[np.ndarray, " share"]:
-    """Samples of one process in a training step (counted from 0); ranks together make the global batch.
-
-    Batches run on across the borders of epochs; `batch_size` is global and must be divisible by `world`.
-    """
-    share = batch_size // world
-    positions = step * batch_size + rank * share + np.arange(share, dtype=np.int64)
-    epochs, within = np.divmod(positions, count)
-    indices = np.empty(share, dtype=np.int64)
-    for epoch in np.unique(epochs).tolist():
-        here = epochs == epoch
-        indices[here] = sample_order(seed, epoch, count)[within[here]]
-    return indices
 
 
 def _uniform(seed: int, name: str) -> float:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from vlm4vla.backbones.encoding import BackboneInputs
+from vlm4vla.backbones.encoding import BackboneInputs, stack
 from vlm4vla.core.recipes import TrainRecipe, share_of
-from vlm4vla.demonstrations.chunks import ChunkDataset, batch_indices
+from vlm4vla.core.types import Observation
+from vlm4vla.demonstrations.chunks import ChunkDataset
+from vlm4vla.demonstrations.order import Order
 from vlm4vla.policies.vla import VLA
+from vlm4vla.training import augmentation
 
 Item = TypeVar("Item")
+Change = Callable[[UInt8[Tensor, "batch height width 3"]], UInt8[Tensor, "batch side side 3"]]
 
 HELD_OUT_SAMPLES = 512
 """The held-out loss is measured on so many samples, the same ones every time."""
@@ -31,13 +36,16 @@ class MicroBatch:
     inputs: BackboneInputs
     target: Float[Tensor, "batch horizon 7"]
     valid: Bool[Tensor, "batch horizon"]
+    change: Change | None = None
+    """Of the images, once they are on the device: their augmentation."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on another device."""
+        """The same on another device, images augmented."""
+        inputs = self.inputs.to(device)
+        if self.change is not None:
+            inputs = replace(inputs, images=self.change(inputs.images))
         return MicroBatch(
-            self.inputs.to(device),
-            self.target.to(device, non_blocking=True),
-            self.valid.to(device, non_blocking=True),
+            inputs, self.target.to(device, non_blocking=True), self.valid.to(device, non_blocking=True)
         )
 
 
@@ -59,6 +67,7 @@ class Batches:
         self._dataset, self._vla, self._recipe = dataset, vla, recipe
         self._rank, self._world = rank, world
         self._size = recipe.micro_batch_size or share_of(recipe.batch_size, world)
+        self._order = Order(recipe.seed, dataset.counts, dataset.weights)
 
     def training(self, steps: Iterable[int]) -> Generator[Batch, None, None]:
         """One batch per step."""
@@ -81,28 +90,39 @@ class Batches:
 
     def _training(self, step: int) -> Batch:
         recipe, dataset = self._recipe, self._dataset
+        size = recipe.batch_size
+        epochs, mine = self._order.batch(step=step, batch_size=size, rank=self._rank, world=self._world)
+        drawn = None
+        if recipe.augmentation != "none":
+            drawn = torch.from_numpy(augmentation.draws(recipe.seed, epochs, mine))
+        _, everyones = self._order.batch(step=step, batch_size=size)
+        return Batch(self._encode(dataset, mine, drawn), dataset.valid_steps(everyones))
 
-        def indices(rank: int, world: int) -> Int64[np.ndarray, " share"]:
-            return batch_indices(
-                seed=recipe.seed,
-                step=step,
-                batch_size=recipe.batch_size,
-                count=len(dataset),
-                rank=rank,
-                world=world,
-            )
-
-        mine = indices(self._rank, self._world)
-        return Batch(self._encode(dataset, mine), dataset.valid_steps(indices(0, 1)))
-
-    def _encode(self, dataset: ChunkDataset, indices: Int64[np.ndarray, " samples"]) -> list[MicroBatch]:
+    def _encode(
+        self,
+        dataset: ChunkDataset,
+        indices: Int64[np.ndarray, " samples"],
+        drawn: Float[Tensor, "samples draws"] | None = None,
+    ) -> list[MicroBatch]:
         micro_batches = []
         for start in range(0, len(indices), self._size):
-            chunk = dataset.fetch(indices[start : start + self._size])
+            rows = slice(start, start + self._size)
+            chunk = dataset.fetch(indices[rows])
             target = torch.from_numpy(self._vla.normalization.normalize(chunk.actions))
-            inputs = self._vla.encode(chunk.observations)
-            micro_batches.append(MicroBatch(inputs, target, torch.from_numpy(chunk.valid)))
+            observations, change = chunk.observations, None
+            if drawn is not None:
+                kind, side = self._recipe.augmentation, self._vla.backbone.encoder.image_size
+                change = functools.partial(augmentation.augment, drawn=drawn[rows], kind=kind, size=side)
+                if self._vla.backbone.native is None:  # its processor wants the pixels on the CPU
+                    observations, change = _changed(observations, change, side), None
+            inputs = self._vla.encode(observations)
+            micro_batches.append(MicroBatch(inputs, target, torch.from_numpy(chunk.valid), change))
         return micro_batches
+
+
+def _changed(observations: Sequence[Observation], change: Change, size: int) -> list[Observation]:
+    images = change(stack(observations, size=size))
+    return [replace(o, image=image) for o, image in zip(observations, images.numpy(), strict=True)]
 
 
 def ahead(make: Callable[[int], Item], steps: Iterable[int], count: int = 2) -> Generator[Item, None, None]:

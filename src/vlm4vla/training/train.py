@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from vlm4vla.core import recipes
 from vlm4vla.core.errors import RunError
 from vlm4vla.core.interfaces import DemonstrationSource
-from vlm4vla.core.normalization import Normalization, Quantiles
 from vlm4vla.core.recipes import TrainRecipe, Trial
 from vlm4vla.demonstrations.chunks import ChunkDataset, split_episodes
+from vlm4vla.demonstrations.statistics import fit_normalization
 from vlm4vla.policies.heads import LossWeights
 from vlm4vla.policies.vla import VLA
 from vlm4vla.training import distributed, optimization
@@ -128,7 +128,7 @@ def _policy(trial: Trial, source: DemonstrationSource, samples: ChunkDataset, la
         return VLA.from_recipe(
             trial.policy,
             action_spec=source.action_spec,
-            normalization=Normalization((Quantiles.fit(samples.all_actions()),)),
+            normalization=fit_normalization(trial.policy.normalization, samples.all_actions()),
             seed=trial.train.seed,
         )
     try:
