@@ -208,15 +208,34 @@ def _plan(trial: Trial, options: argparse.Namespace) -> None:
     """What a training would do, with sources for the paper's presets."""
     from vlm4vla.core import recipes
     from vlm4vla.reports.tables import Table
-    from vlm4vla.studies.paper_presets import PAPER_PRESETS, settings_of
+    from vlm4vla.studies.checks import check_recipe
+    from vlm4vla.studies.paper_presets import PAPER_PRESETS
+    from vlm4vla.studies.paper_settings import settings_of
 
-    if options.preset not in PAPER_PRESETS or options.json:
+    check_recipe(trial)
+    if options.json:
         print(json.dumps(recipes.to_json(trial), indent=1))
         return
-    settings = settings_of(options.preset, trial)
-    rows = tuple((s.name, s.here, s.paper, s.released, s.source) for s in settings)
-    columns = ("setting", "this recipe", "paper", "released code", "source")
-    print(Table(f"{trial.name}: nothing was started", columns, rows).text(width=120))
+    title = f"{trial.name}: nothing was started"
+    rows: tuple[tuple[str, ...], ...]
+    if options.preset in PAPER_PRESETS:
+        settings = settings_of(options.preset, trial)
+        rows = tuple((s.name, s.here, s.paper, s.released, s.source) for s in settings)
+        columns: tuple[str, ...] = ("setting", "this recipe", "paper", "released code", "source")
+    else:
+        sections = [
+            ("policy", trial.policy),
+            ("demonstrations", trial.demonstrations),
+            ("train", trial.train),
+        ]
+        sections += [("evaluation", evaluation) for evaluation in trial.evaluations]
+        columns = ("section", "field", "value")
+        rows = tuple(
+            (section, name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            for section, recipe in sections
+            for name, value in recipes.to_json(recipe).items()
+        )
+    print(Table(title, columns, rows).text(width=120))
 
 
 def evaluate(options: argparse.Namespace) -> None:

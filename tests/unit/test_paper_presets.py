@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from vlm4vla.cli import main
-from vlm4vla.core.recipes import check_policy, check_train, override, to_json
-from vlm4vla.studies.paper_presets import PAPER_PRESETS, bridge, calvin, libero, settings_of
+from vlm4vla.core.errors import RecipeError
+from vlm4vla.core.recipes import Trial, check_policy, check_train, override, to_json
+from vlm4vla.studies.paper_presets import PAPER_PRESETS, bridge, calvin, libero
+from vlm4vla.studies.paper_settings import settings_of
 
 NINE = (
     "qwen2.5-vl-3b",
@@ -60,15 +64,12 @@ def test_the_released_numbers() -> None:
         2e-5,
     )
     assert [recipe.execute for recipe in on_calvin.evaluations] == [10]
-    rates = {name: bridge(name, variant="released").train.learning_rate for name in NINE}
-    assert {name for name, rate in rates.items() if rate == 5e-5} == {
-        "paligemma-1-3b",
-        "paligemma-2-3b",
-        "kosmos-2",
-    }
+    configured = [name for name in NINE if name not in ("qwen3-vl-30b-a3b", "paligemma-2-3b")]
+    rates = {name: bridge(name, variant="released").train.learning_rate for name in configured}
+    assert {name for name, rate in rates.items() if rate == 5e-5} == {"paligemma-1-3b", "kosmos-2"}
     assert set(rates.values()) == {2e-5, 5e-5}
-    intervals = [bridge(name, variant="released").train.checkpoint_every for name in NINE]
-    assert intervals == [5_000, 1_250, 10_000, 10_000, 10_000, 10_000, 2_500, 2_500, 2_500]
+    intervals = [bridge(name, variant="released").train.checkpoint_every for name in configured]
+    assert intervals == [5_000, 1_250, 10_000, 10_000, 10_000, 2_500, 2_500]
     assert [recipe.execute for recipe in libero(variant="released").evaluations] == [4, 2]
     for make in PAPER_PRESETS.values():
         trial = make(variant="released")
@@ -77,12 +78,31 @@ def test_the_released_numbers() -> None:
             0,
             "zeros",
         )
+    chains = {name: make(variant="released").policy.normalization for name, make in PAPER_PRESETS.items()}
+    assert chains == {
+        "calvin": ("clip=0.65",),
+        "bridge": ("quantiles", "clip=0.65"),
+        "libero": ("quantiles", "clip=0.65"),
+    }
+
+
+@pytest.mark.parametrize("backbone", ["paligemma-2-3b", "qwen3-vl-30b-a3b", "openvla-7b", "tiny-kosmos-2"])
+@pytest.mark.parametrize("make", [bridge, libero])
+def test_there_is_no_released_variant_where_nothing_was_released(
+    make: Callable[..., Trial], backbone: str
+) -> None:
+    with pytest.raises(
+        RecipeError, match=f"no configuration of .* for '{backbone}'; it has them for qwen2.5"
+    ):
+        make(backbone, variant="released")
+    shown = {s.name: s.released for s in settings_of(make.__name__, make(backbone))}
+    assert shown["learning rate"].startswith("no configuration for this backbone")
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
 @pytest.mark.parametrize("name", PAPER_PRESETS)
 def test_recipes_are_possible_and_every_setting_has_a_source(name: str, variant: str) -> None:
-    trial = PAPER_PRESETS[name]("paligemma-2-3b", variant=variant)
+    trial = PAPER_PRESETS[name]("paligemma-1-3b", variant=variant)
     check_policy(trial.policy)
     check_train(trial.train, processes=8)
     settings = {setting.name: setting for setting in settings_of(name, trial)}
@@ -92,6 +112,9 @@ def test_recipes_are_possible_and_every_setting_has_a_source(name: str, variant:
             assert settings[setting].here == settings[setting].paper
         assert settings["chunk"].here == f"{settings['chunk'].paper} actions"
     else:
+        for setting in ("normalisation", "query's start", "checkpoints", "warm-up"):
+            assert settings[setting].released.startswith(settings[setting].here.removesuffix(" steps"))
+        assert settings["precision"].here == "bf16 (there is no fp16 here)"
         assert settings["gradient clipping"].here == "off"
         assert (
             settings["gripper's weight in the loss"].here == settings["gripper's weight in the loss"].released
@@ -101,12 +124,43 @@ def test_recipes_are_possible_and_every_setting_has_a_source(name: str, variant:
 def test_what_is_overridden_shows() -> None:
     trial = calvin()
     changed = override(trial.train, {"batch_size": "64"})
-    shown = settings_of("calvin", type(trial)(**{**_fields(trial), "train": changed}))
-    assert next(setting for setting in shown if setting.name == "batch size").here == "64"
+    changed = override(changed, {"part_rates": "vision=0.1", "augmentation": "none"})
+    frozen = override(trial.policy, {"freeze": "vision,projector", "normalization": "quantiles"})
+    shown = {s.name: s.here for s in settings_of("calvin", replace(trial, train=changed, policy=frozen))}
+    assert shown["batch size"] == "64"
+    assert shown["of the parts"] == "vision=0.1"
+    assert shown["trained"] == "all but vision, projector"
+    assert (shown["augmentation"], shown["normalisation"]) == ("none", "quantiles")
 
 
-def _fields(trial: object) -> dict[str, object]:
-    return {name: getattr(trial, name) for name in trial.__dataclass_fields__}  # type: ignore[attr-defined]
+def test_what_the_released_code_does_to_colours_is_told_for_qwen_alone() -> None:
+    told = {
+        (preset, name): {s.name: s.released for s in settings_of(preset, PAPER_PRESETS[preset](name))}
+        for preset in PAPER_PRESETS
+        for name in NINE
+    }
+    negated = {key for key, rows in told.items() if rows["colours in training"].startswith("negated")}
+    dense = [name for name in NINE if name.startswith("qwen") and "30b" not in name]  # 30B: no configuration
+    assert negated == {(preset, name) for preset in ("bridge", "libero") for name in dense}
+
+
+@pytest.mark.parametrize("preset", ["tabletop", "calvin"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["train.part_rates=eyes=1", "train.batch_size=0", "policy.horizon=0", "policy.normalization=mean"],
+)
+def test_a_plan_refuses_what_cannot_be_trained(
+    preset: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", preset, "--plan", "--set", wrong]) == 1
+    captured = capsys.readouterr()
+    assert wrong.split("=")[0] in captured.err and not captured.out
+
+
+def test_a_plan_of_tabletop_is_a_table_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tabletop", "--plan"]) == 0
+    table = capsys.readouterr().out
+    assert "nothing was started" in table and "batch_size" in table and "{" not in table
 
 
 def test_the_plan_is_printed_and_nothing_started(capsys: pytest.CaptureFixture[str]) -> None:

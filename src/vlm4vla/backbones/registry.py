@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlm4vla.core.errors import BackboneError, unknown_name
 
@@ -64,30 +65,53 @@ BACKBONES: dict[str, BackboneEntry] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleasedFacts:
-    """What the released configurations do differently for one VLM (Bridge and LIBERO; CALVIN: precision only)."""
+    """What the released configurations do differently for one VLM (learning rate: on Bridge and LIBERO)."""
 
     learning_rate: float = 5e-5
     precision: str = "fp16"
     bridge_interval: int = 10_000
     """Steps between checkpoints, and so how many of them the best is taken of."""
+    attention: str
+    """What became of the VLM's attention and positions."""
+    negated: bool = False
+    """Bridge's and LIBERO's images are negated in training, not in evaluation."""
+    benchmarks: tuple[str, ...] = ("calvin", "bridge", "libero")
+    """For which there is a configuration."""
+
+
+_CAUSAL = "causal for image tokens too, or bidirectional, by attention backend"
+
+
+def _qwen(attention: str, **facts: Any) -> ReleasedFacts:
+    return ReleasedFacts(learning_rate=2e-5, precision="bf16", negated=True, attention=attention, **facts)
 
 
 _RELEASED = {
-    "qwen2.5-vl-3b": ReleasedFacts(learning_rate=2e-5, precision="bf16", bridge_interval=5_000),
-    "qwen2.5-vl-7b": ReleasedFacts(learning_rate=2e-5, precision="bf16", bridge_interval=1_250),
+    "qwen2.5-vl-3b": _qwen("one-dimensional positions", bridge_interval=5_000),
+    "qwen2.5-vl-7b": _qwen("one-dimensional positions", bridge_interval=1_250),
     **{
-        f"qwen3-vl-{size}": ReleasedFacts(learning_rate=2e-5, precision="bf16")
-        for size in ("2b", "4b", "8b", "30b-a3b")
+        f"qwen3-vl-{size}": _qwen("one-dimensional positions, padding counted") for size in ("2b", "4b", "8b")
     },
-    "paligemma-1-3b": ReleasedFacts(bridge_interval=2_500),
-    "paligemma-2-3b": ReleasedFacts(bridge_interval=2_500),
-    "kosmos-2": ReleasedFacts(bridge_interval=2_500),
+    "qwen3-vl-30b-a3b": _qwen(
+        "one-dimensional positions, padding counted; no DeepStack", benchmarks=("calvin",)
+    ),
+    "paligemma-1-3b": ReleasedFacts(bridge_interval=2_500, attention=_CAUSAL),
+    "paligemma-2-3b": ReleasedFacts(attention=_CAUSAL, benchmarks=("calvin",)),
+    "kosmos-2": ReleasedFacts(
+        bridge_interval=2_500, attention="image before the sequence's start, not marked as one"
+    ),
 }
 
 
-def released_facts(name: str) -> ReleasedFacts:
-    """Of a VLM of the paper; for any other what the released code does for Qwen, its most frequent case."""
-    return _RELEASED.get(name, _RELEASED["qwen3-vl-4b"])
+def released_facts(name: str, benchmark: str) -> ReleasedFacts | None:
+    """Of a VLM on `calvin`, `bridge` or `libero`; None where the released code has no configuration for the two."""
+    facts = _RELEASED.get(name)
+    return facts if facts is not None and benchmark in facts.benchmarks else None
+
+
+def with_released_facts(benchmark: str) -> list[str]:
+    """The VLMs that the released code configures for a benchmark."""
+    return [name for name, facts in _RELEASED.items() if benchmark in facts.benchmarks]
 
 
 def resolve(name_or_folder: str | Path) -> BackboneEntry:

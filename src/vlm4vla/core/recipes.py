@@ -33,6 +33,19 @@ class DemonstrationRecipe:
     """Which demonstrations to train on."""
 
     source: str = "tabletop"
+    """`tabletop` makes its own; other names are data sets on disk (`demonstrations.datasets`)."""
+    path: tuple[str, ...] = ()
+    """Where they lie: a folder or URL; several are trained on together, each as `FOLDER` or `SOURCE=FOLDER`."""
+    weights: tuple[float, ...] = ()
+    """Of several: the share of samples from each; none: every sample once an epoch."""
+    camera: str = ""
+    """Whose images are used; empty: the one that the source's facts name."""
+    format: str = ""
+    """Of the files; empty: the source's own."""
+    transforms: tuple[str, ...] | None = None
+    """What is done to every episode; None: what the source's facts say."""
+    actions: str = ""
+    """What the actions mean where the files do not say: the name of a source with the same convention."""
     episodes: int = 1600
     """How many to make or to read; 0 reads all."""
     tasks: tuple[str, ...] = ()
@@ -260,13 +273,15 @@ def fingerprint(*recipes: Any) -> str:
 
 
 def _parse(hint: Any, text: str) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and text not in ("null", "None"):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]
         return [_parse(inner, part) for part in text.split(",") if part]
     if hint is str or typing.get_origin(hint) is Literal:
         return text
     try:
-        return json.loads(text)
+        return None if text == "None" else json.loads(text)
     except json.JSONDecodeError:
         return text
 

@@ -11,7 +11,8 @@ from typing import Any
 from vlm4vla.backbones.registry import resolve
 from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.core.errors import RecipeError, unknown_name
-from vlm4vla.core.recipes import DemonstrationRecipe, Trial, check_policy, check_train
+from vlm4vla.core.recipes import DemonstrationRecipe, Trial, check_policy, check_train, normalization_step
+from vlm4vla.demonstrations.statistics import published
 from vlm4vla.studies.paper_presets import PAPER_PRESETS
 from vlm4vla.studies.presets import RANDOM_POLICY
 from vlm4vla.training.mirrors import check_mirrors
@@ -52,8 +53,7 @@ def check(trial: Trial, resources: Resources) -> None:
     Raises: RecipeError for unknown names and impossible combinations, BackboneError for a backbone that is not there.
     """
     if is_trained(trial):
-        check_policy(trial.policy)
-        check_train(trial.train, processes=resources.train_processes)
+        check_recipe(trial, processes=resources.train_processes)
         check_mirrors(resources.mirrors)
         maker_of(trial.demonstrations).check(trial.demonstrations)
         backbone = resolve(trial.policy.backbone)
@@ -78,6 +78,17 @@ def check(trial: Trial, resources: Resources) -> None:
                         f"an evaluation of {trial.name!r} shows pictures with {name} {shown!r}, but the demonstrations "
                         f"have {learned!r}; set evaluation.{name} and demonstrations.{name} alike"
                     )
+
+
+def check_recipe(trial: Trial, *, processes: int = 1) -> None:
+    """The part of `check` that looks at nothing but the recipe. Raises: RecipeError."""
+    check_policy(trial.policy)
+    check_train(trial.train, processes=processes)
+    resolve(trial.policy.backbone)
+    for step in trial.policy.normalization:
+        kind, name = normalization_step(step)
+        if kind == "quantiles" and name:
+            published(name)
 
 
 def facts_of(trial: Trial) -> dict[str, Any]:
