@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm4vla import __version__
+from vlm4vla.cli_data import add_commands as cli_data_commands
+from vlm4vla.cli_data import data_sets
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
 from vlm4vla.core.recipes import HEADS
 
@@ -422,6 +424,9 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change the recipe"
     )
+    made.add_argument(
+        "--data", action="append", metavar="FOLDER|URL", help="where the demonstrations lie; may be repeated"
+    )
     made.add_argument("--variant", choices=("paper", "released"), help="of calvin, bridge and libero")
     made.add_argument("--plan", action="store_true", help="print the recipe and its sources, start nothing")
     made.add_argument("--no-evaluate", action="store_true", help="train only")
@@ -430,6 +435,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     size(made)
     work(made, processes=2)
+
+    made = add("data", data_sets, "Demonstrations on disk: look at them, count them, pack them.")
+    cli_data_commands(add, made)
 
     made = add("evaluate", evaluate, "Score a trained policy once more, in another way.")
     made.add_argument("run", type=Path, metavar="RUN", help="a trial's folder, or a checkpoint")

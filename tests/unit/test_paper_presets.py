@@ -168,5 +168,5 @@ def test_the_plan_is_printed_and_nothing_started(capsys: pytest.CaptureFixture[s
     table = capsys.readouterr().out
     assert "every 1,250 for this backbone: 40" in table
     assert "released code" in table
-    assert main(["train", "bridge", "--backbone", "qwen2.5-vl-7b"]) == 1
-    assert "demonstrations of 'bridge' cannot be read by this version" in capsys.readouterr().err
+    assert main(["train", "bridge", "--backbone", "qwen2.5-vl-7b", "--no-evaluate"]) == 1
+    assert "demonstrations of 'bridge' lie on disk: say where, --data FOLDER" in capsys.readouterr().err

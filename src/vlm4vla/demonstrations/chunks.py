@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -13,6 +14,8 @@ from vlm4vla.core.actions import ACTION_SIZE
 from vlm4vla.core.errors import DataError
 from vlm4vla.core.interfaces import DemonstrationSource
 from vlm4vla.core.types import Observation
+from vlm4vla.demonstrations.columns import ColumnSource
+from vlm4vla.demonstrations.sources import JoinedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,20 @@ class ChunkDataset:
             )
         self.source, self.horizon = source, horizon
         self.episodes: Int64[np.ndarray, " episodes"] = np.asarray(episodes, dtype=np.int64)
-        lengths = np.array([len(source[int(episode)].actions) for episode in episodes], dtype=np.int64)
+        lengths = _lengths(source, self.episodes)
         self._ends: Int64[np.ndarray, " episodes"] = np.cumsum(lengths)
         self._starts: Int64[np.ndarray, " episodes"] = self._ends - lengths
 
+        self.weights: tuple[float, ...] = getattr(source, "weights", ())
+        """How often each part of a mixture is drawn from; empty: every sample once an epoch."""
         self.counts: tuple[int, ...] = (len(self),)
-        self.weights: tuple[float, ...] = ()
+        """Samples of every part."""
+        if self.weights:
+            parts = cast(JoinedSource, source).part_of(self.episodes)
+            counts = np.bincount(parts, weights=lengths, minlength=len(self.weights)).astype(np.int64)
+            if not counts.all():
+                raise DataError(f"{source.name}: part {int(counts.argmin())} of the mixture has no samples")
+            self.counts = tuple(counts.tolist())
 
     def __len__(self) -> int:
         """Number of samples: the steps of all episodes."""
@@ -73,10 +84,30 @@ class ChunkDataset:
 
     def all_actions(self) -> Float32[np.ndarray, "steps 7"]:
         """Every action once, in episode order: what normalisation is fitted to."""
+        if isinstance(self.source, ColumnSource):
+            chosen = np.zeros(len(self.source), dtype=bool)
+            chosen[self.episodes] = True
+            if np.all(np.diff(self.episodes) > 0):
+                return self.source.actions[np.repeat(chosen, self.source.lengths)]
         return np.concatenate([self.source[episode].actions for episode in self.episodes.tolist()])
 
     def _owners(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
         return np.searchsorted(self._ends, indices, side="right")
+
+
+def _lengths(
+    source: DemonstrationSource, episodes: Int64[np.ndarray, " episodes"]
+) -> Int64[np.ndarray, " episodes"]:
+    if isinstance(source, ColumnSource | JoinedSource):
+        return source.lengths[episodes]
+    return np.array([len(source[index].actions) for index in episodes.tolist()], dtype=np.int64)
+
+
+def ids_of(source: DemonstrationSource) -> list[str]:
+    """Of all episodes, in order."""
+    if isinstance(source, ColumnSource | JoinedSource):
+        return source.ids()
+    return [source[index].id for index in range(len(source))]
 
 
 def split_episodes(ids: Sequence[str], *, held_out: float, seed: int) -> tuple[list[int], list[int]]:

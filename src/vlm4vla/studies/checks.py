@@ -10,10 +10,11 @@ from typing import Any
 
 from vlm4vla.backbones.registry import resolve
 from vlm4vla.benchmarks.registry import make_benchmark
-from vlm4vla.core.errors import RecipeError, unknown_name
+from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.recipes import DemonstrationRecipe, Trial, check_policy, check_train, normalization_step
+from vlm4vla.demonstrations import sources
 from vlm4vla.demonstrations.statistics import published
-from vlm4vla.studies.paper_presets import PAPER_PRESETS
+from vlm4vla.studies.paper_presets import PAPER_BENCHMARKS
 from vlm4vla.studies.presets import RANDOM_POLICY
 from vlm4vla.training.mirrors import check_mirrors
 
@@ -47,10 +48,11 @@ def is_trained(trial: Trial) -> bool:
     return trial.policy.backbone != RANDOM_POLICY
 
 
-def check(trial: Trial, resources: Resources) -> None:
-    """Find what is wrong with a recipe before any work is done.
+def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None:
+    """Find what is wrong with a recipe before any work is done; of evaluations only when they are to be `evaluated`.
 
-    Raises: RecipeError for unknown names and impossible combinations, BackboneError for a backbone that is not there.
+    Raises: RecipeError for unknown names and impossible combinations, BackboneError for a backbone and DataError for
+    demonstrations that are not there.
     """
     if is_trained(trial):
         check_recipe(trial, processes=resources.train_processes)
@@ -62,7 +64,12 @@ def check(trial: Trial, resources: Resources) -> None:
                 f"backbone {backbone.name!r}: its weights are not in this installation ({backbone.location}). "
                 "Make some with `vlm4vla models build-tiny` and name their folder."
             )
-    for recipe in trial.evaluations:
+    for recipe in trial.evaluations if evaluated else ():
+        if recipe.benchmark in PAPER_BENCHMARKS.values():
+            raise RecipeError(
+                f"the benchmark {recipe.benchmark!r} cannot be played by this version: `--no-evaluate` trains, "
+                "`--plan` prints the recipe, and `vlm4vla train tabletop` does both on a benchmark that is here"
+            )
         make_benchmark(recipe)
         if not 1 <= recipe.execute <= trial.policy.horizon:
             raise RecipeError(
@@ -104,14 +111,9 @@ def facts_of(trial: Trial) -> dict[str, Any]:
 
 
 def maker_of(recipe: DemonstrationRecipe) -> ModuleType:
-    """The module that makes a source's demonstrations."""
-    if recipe.source in PAPER_PRESETS:
-        raise RecipeError(
-            f"demonstrations of {recipe.source!r} cannot be read by this version; `--plan` prints the recipe, and "
-            "`vlm4vla train tabletop` trains on demonstrations made here"
-        )
+    """The module that makes a source's demonstrations: `check(recipe)`, `demonstrations_fingerprint(recipe)`."""
     if recipe.source != "tabletop":
-        raise unknown_name("source of demonstrations", recipe.source, ["tabletop"])
+        return sources
     from vlm4vla.benchmarks.tabletop import generate
 
     return generate

@@ -24,6 +24,9 @@ def chosen_trial(options: argparse.Namespace) -> Trial:
         trial: Trial = make(**chosen)
     except TypeError as error:
         raise RecipeError(f"preset {options.preset!r}: {error}") from error
+    if options.data:
+        found = dataclasses.replace(trial.demonstrations, path=tuple(options.data))
+        trial = dataclasses.replace(trial, demonstrations=found)
     changes: dict[str, dict[str, str]] = {}
     for setting in options.set:
         path, equals, value = setting.partition("=")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,9 @@ from vlm4vla.core.recipes import (
     to_json,
 )
 from vlm4vla.core.types import Demonstration, EpisodeResult
-from vlm4vla.demonstrations.packed import PackedSource, write_packed
+from vlm4vla.demonstrations import sources
+from vlm4vla.demonstrations.packed import write_packed
+from vlm4vla.demonstrations.sources import open_demonstrations
 from vlm4vla.studies.checks import Resources, check, facts_of, is_trained, maker_of
 from vlm4vla.studies.display import Display, TrialView, time_left
 from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, read_trial, write_json
@@ -53,7 +55,7 @@ def run_trial(
     naming the folder, whose status.json then says `failed`; the same call tries again.
     """
     resources = resources or Resources()
-    check(trial, resources)
+    check(trial, resources, evaluated=evaluated)
     try:
         with store.open(trial, facts=facts_of(trial), notes=notes) as run:
             if run.is_done(evaluated=evaluated):
@@ -76,14 +78,17 @@ def run_trial(
 
 
 def make_demonstrations(recipe: DemonstrationRecipe, store: RunStore, resources: Resources) -> Path:
-    """The packed folder of a recipe's demonstrations, made unless it is there."""
+    """The folder of a recipe's demonstrations, for `open_demonstrations`; made unless it is there."""
     maker = maker_of(recipe)
-    identity = maker.demonstrations_fingerprint(recipe)
+    identity: str = maker.demonstrations_fingerprint(recipe)
     folder = store.demonstrations(identity)
     with locked(folder.with_name(f".{identity}.lock"), what="these demonstrations", patience=_FOREVER):
         if not folder.exists():
             for leftover in folder.parent.glob(f".{identity}.partial-*"):
                 shutil.rmtree(leftover)
+        if maker is sources:
+            with Display(shown=resources.progress) as display:
+                return sources.make(recipe, folder, progress=_read(display))
         made = maker.generate_demonstrations(recipe, processes=resources.demonstration_processes)
         counted = _counted(made, recipe.episodes, shown=resources.progress)
         return write_packed(
@@ -188,7 +193,7 @@ def _train(trial: Trial, run: TrialRun, demonstrations: Path, resources: Resourc
 
     train(
         trial,
-        PackedSource(demonstrations),
+        open_demonstrations(demonstrations),
         run.folder,
         device=device,
         progress=resources.progress,
@@ -280,6 +285,14 @@ def device_named(name: str) -> str:
     if name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # at the sizes that CPUs train, a second thread costs more than it brings
     return name
+
+
+def _read(display: Display) -> Callable[[int, int], None]:
+    def show(count: int, total: int) -> None:
+        left = time_left(display.seconds, count, total)
+        display.show([f"demonstrations   {count:,} of {total:,} read{left}"], last=count == total)
+
+    return show
 
 
 def _counted(made: Iterator[Demonstration], total: int, *, shown: bool) -> Iterator[Demonstration]:

@@ -76,7 +76,8 @@ def libero(
 
 PAPER_PRESETS: Mapping[str, Callable[..., Trial]] = {"calvin": calvin, "bridge": bridge, "libero": libero}
 _DATA_SETS = {"calvin": "calvin", "bridge": "bridge", "libero": "libero_10"}
-_BENCHMARKS = {"calvin": "calvin-abc-d", "bridge": "simpler-bridge", "libero": "libero-10"}
+PAPER_BENCHMARKS = {"calvin": "calvin-abc-d", "bridge": "simpler-bridge", "libero": "libero-10"}
+"""By preset, the benchmark that scores it."""
 
 
 def _released(benchmark: str, backbone: str) -> ReleasedFacts:
@@ -127,7 +128,11 @@ def _trial(
         train=train,
         evaluations=tuple(
             EvaluationRecipe(
-                benchmark=_BENCHMARKS[source], look="", episodes_per_task=0, execute=execute, image_size=224
+                benchmark=PAPER_BENCHMARKS[source],
+                look="",
+                episodes_per_task=0,
+                execute=execute,
+                image_size=224,
             )
             for execute in executes
         ),

@@ -22,7 +22,7 @@ from vlm4vla.core import recipes
 from vlm4vla.core.errors import RunError
 from vlm4vla.core.interfaces import DemonstrationSource
 from vlm4vla.core.recipes import TrainRecipe, Trial
-from vlm4vla.demonstrations.chunks import ChunkDataset, split_episodes
+from vlm4vla.demonstrations.chunks import ChunkDataset, ids_of, split_episodes
 from vlm4vla.demonstrations.statistics import fit_normalization
 from vlm4vla.policies.heads import LossWeights
 from vlm4vla.policies.vla import VLA
@@ -118,8 +118,7 @@ def train(
 def _samples(trial: Trial, source: DemonstrationSource) -> tuple[ChunkDataset, ChunkDataset | None]:
     """What is trained on, and what is held out (None: nothing)."""
     recipe, horizon = trial.demonstrations, trial.policy.horizon
-    ids = [source[index].id for index in range(len(source))]
-    train_on, aside = split_episodes(ids, held_out=recipe.held_out, seed=recipe.seed)
+    train_on, aside = split_episodes(ids_of(source), held_out=recipe.held_out, seed=recipe.seed)
     return ChunkDataset(source, train_on, horizon), ChunkDataset(source, aside, horizon) if aside else None
 
 

@@ -1,7 +1,7 @@
 """One training process as a program, alone or under torchrun:
 
-python -m vlm4vla.training.worker TRIAL.json PACKED_FOLDER OUT [--device cuda]
-torchrun --nproc-per-node 2 -m vlm4vla.training.worker TRIAL.json PACKED_FOLDER OUT
+python -m vlm4vla.training.worker TRIAL.json DEMONSTRATIONS OUT [--device cuda]
+torchrun --nproc-per-node 2 -m vlm4vla.training.worker TRIAL.json DEMONSTRATIONS OUT
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from vlm4vla.core.errors import VLAError
 from vlm4vla.core.recipes import Trial, from_json
-from vlm4vla.demonstrations.packed import PackedSource
+from vlm4vla.demonstrations.sources import open_demonstrations
 from vlm4vla.training.mirrors import MIRRORS
 from vlm4vla.training.train import train
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train; errors meant for users are printed without a traceback. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m vlm4vla.training.worker", description=__doc__)
     parser.add_argument("trial", type=Path, help="the Trial as JSON")
-    parser.add_argument("demonstrations", type=Path, help="a packed folder")
+    parser.add_argument("demonstrations", type=Path, help="a folder of demonstrations")
     parser.add_argument("out", type=Path, help="the trial's folder: metrics and checkpoints")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--sharding", default="auto", choices=["auto", "full", "none"])
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(
             from_json(Trial, json.loads(options.trial.read_text(encoding="utf-8")), where=str(options.trial)),
-            PackedSource(options.demonstrations),
+            open_demonstrations(options.demonstrations),
             options.out,
             device=options.device,
             progress=not options.quiet,

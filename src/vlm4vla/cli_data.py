@@ -1,0 +1,213 @@
+"""`vlm4vla data`: look at demonstrations, check them, count them, pack and convert them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm4vla.core.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float32
+
+    from vlm4vla.core.types import Demonstration
+    from vlm4vla.demonstrations.indexed import Place
+    from vlm4vla.demonstrations.recordings import Reader
+
+_JPEG_QUALITY = 95
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser], made: argparse.ArgumentParser) -> None:
+    """The commands under `vlm4vla data`; `add` makes one as the rest of the command line does."""
+    inner = made.add_subparsers(metavar="")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        parser = add(name, run, text, into=inner)
+        parser.add_argument("source", metavar="SOURCE", help="what they are: see vlm4vla data")
+        parser.add_argument("folder", metavar="FOLDER|URL", help="where they lie")
+        parser.add_argument("--camera", default="", help="whose frames; default: the source's")
+        parser.add_argument("--format", default="", help="of the files; default: the source's")
+        parser.add_argument("--transforms", metavar="NAME,NAME", help="instead of the source's; '' for none")
+        parser.add_argument(
+            "--actions", default="", metavar="SOURCE", help="whose convention the actions have"
+        )
+        parser.add_argument(
+            "--episodes", type=int, default=0, metavar="N", help="spread over the files; 0: all"
+        )
+        return parser
+
+    command("stats", stats, "Exact statistics of the actions, and how they differ from published ones.")
+    parser = command("view", view, "A picture of frames and histograms: wrong cameras and flips are seen.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demonstrations.png"), help="default: demonstrations.png"
+    )
+    parser.add_argument(
+        "--shown", type=int, default=5, metavar="N", help="episodes on the picture; default 5"
+    )
+    parser = command("pack", pack, "Copy columns and frames into a folder that is read fastest.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument(
+        "--jpeg-quality", type=int, metavar="N", help="make JPEGs of raw frames; without it nothing is lost"
+    )
+
+
+def data_sets(options: argparse.Namespace) -> None:
+    """The sources that have a name."""
+    from vlm4vla.demonstrations.datasets import DATA_SETS
+    from vlm4vla.reports.tables import DASH, Table
+
+    if options.json:
+        print(json.dumps({name: dataclasses.asdict(facts) for name, facts in DATA_SETS.items()}, indent=1))
+        return
+    rows = tuple(
+        (name, facts.format, ", ".join(facts.transforms) or DASH, facts.about)
+        for name, facts in DATA_SETS.items()
+    )
+    print(Table("Demonstrations on disk", ("source", "files", "transforms", "what"), rows).text(width=120))
+
+
+def stats(options: argparse.Namespace) -> None:
+    """Exact quantiles behind the transforms, before any normalisation."""
+    from vlm4vla.demonstrations.statistics import PUBLISHED, describe
+    from vlm4vla.reports.tables import DASH, Table
+
+    place, reader = _find(options)
+    actions, counts = _actions(options, place, reader)
+    columns = describe(actions)
+    known = PUBLISHED.get(place.source)
+    if options.json:
+        result: dict[str, Any] = {"source": place.source, **counts, "missing": dict(reader.missing)}
+        result["columns"] = [dataclasses.asdict(column) for column in columns]
+        result["published"] = None if known is None else dataclasses.asdict(known)
+        print(json.dumps(result, indent=1))
+        return
+    rows = []
+    for index, column in enumerate(columns):
+        numbers = (
+            column.least,
+            column.q01,
+            column.median,
+            column.q99,
+            column.most,
+            column.mean,
+            column.deviation,
+        )
+        against = (DASH, DASH)
+        if known is not None and index < len(known.q01):
+            against = (f"{column.q01 - known.q01[index]:+.3g}", f"{column.q99 - known.q99[index]:+.3g}")
+        rows.append((column.name, *(f"{number:.4g}" for number in numbers), *against))
+    names = ("dimension", "least", "1 %", "median", "99 %", "most", "mean", "deviation")
+    title = f"{place.source}: {counts['episodes']:,} episodes, {counts['steps']:,} steps"
+    print(Table(title, (*names, "1 % - published", "99 % - published"), tuple(rows)).text(width=120))
+    print(f"\n{_told(reader, counts)}")
+    if known is not None:
+        print(
+            f"Published statistics are of {known.trajectories:,} episodes, {known.transitions:,} steps: you have "
+            f"{counts['episodes'] / known.trajectories:.1%} of the episodes."
+        )
+
+
+def view(options: argparse.Namespace) -> None:
+    """A contact sheet."""
+    from PIL import Image
+
+    from vlm4vla.demonstrations.view import contact_sheet
+
+    place, reader = _find(options)
+    actions, counts = _actions(options, place, reader)
+    few = argparse.Namespace(**{**vars(options), "episodes": min(options.shown, counts["episodes"])})
+    shown = [made for _, made in _made(few, place, reader)]
+    Image.fromarray(contact_sheet(shown, actions, place.action_spec)).save(options.out)
+    print(
+        json.dumps({"picture": str(options.out)})
+        if options.json
+        else f"{options.out}\n{_told(reader, counts)}"
+    )
+
+
+def pack(options: argparse.Namespace) -> None:
+    """A packed folder."""
+    from vlm4vla.core.recipes import fingerprint
+    from vlm4vla.demonstrations.packed import write_packed
+
+    place, reader = _find(options)
+    identity = fingerprint(
+        reader.fingerprint,
+        list(place.transforms),
+        place.action_spec.to_json(),
+        options.episodes,
+        options.jpeg_quality,
+    )
+    packed = write_packed(
+        (made for _, made in _made(options, place, reader)),
+        options.out,
+        name=place.source,
+        action_spec=place.action_spec,
+        fingerprint=identity,
+        jpeg_quality=options.jpeg_quality,
+    )
+    counts = packed.manifest["counts"]
+    size = sum(facts["bytes"] for facts in packed.manifest["files"].values())
+    if options.json:
+        print(json.dumps({"folder": str(packed.folder), **counts, "bytes": size}))
+        return
+    print(
+        f"{packed.folder}: {counts['episodes']:,} episodes, {counts['frames']:,} frames, {size / 1e6:,.1f} MB\n"
+        f"Train on it: vlm4vla train PRESET --set demonstrations.source=packed --data {packed.folder}"
+    )
+
+
+def _find(options: argparse.Namespace) -> tuple[Place, Reader]:
+    from vlm4vla.demonstrations.indexed import find
+    from vlm4vla.demonstrations.remote import local
+
+    chosen = None
+    if options.transforms is not None:
+        chosen = tuple(name for name in options.transforms.split(",") if name)
+    return find(
+        options.source,
+        str(local(options.folder)),
+        format=options.format,
+        camera=options.camera,
+        transforms=chosen,
+        actions=options.actions,
+    )
+
+
+def _made(options: argparse.Namespace, place: Place, reader: Reader) -> Iterator[tuple[int, Demonstration]]:
+    from vlm4vla.demonstrations.indexed import demonstrations_of
+
+    def show(count: int, total: int) -> None:
+        if not options.quiet and sys.stderr.isatty() and (count % 50 == 0 or count == total):
+            print(f"\r{count:,} of {total:,} read", end="\n" if count == total else "", file=sys.stderr)
+
+    return demonstrations_of(place, reader, episodes=options.episodes, progress=show)
+
+
+def _actions(
+    options: argparse.Namespace, place: Place, reader: Reader
+) -> tuple[Float32[np.ndarray, "steps 7"], dict[str, int]]:
+    """Of all episodes, and how many they are."""
+    import numpy as np
+
+    kept = [made.actions for _, made in _made(options, place, reader)]
+    if not kept:
+        raise DataError(f"{place.folder}: none of {len(reader)} recordings is left after the transforms")
+    actions = np.concatenate(kept)
+    return actions, {"read": len(reader), "episodes": len(kept), "steps": len(actions)}
+
+
+def _told(reader: Reader, counts: dict[str, int]) -> str:
+    """How many recordings there are, which are missing, which were left out."""
+    parts = [
+        f"{counts['read']:,} recordings, {counts['read'] - counts['episodes']:,} left out or not asked for"
+    ]
+    parts += [f"{count:,} {what} missing" for what, count in itertools.islice(reader.missing.items(), 9)]
+    return "; ".join(parts) + "."
