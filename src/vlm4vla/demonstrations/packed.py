@@ -126,7 +126,8 @@ def _encode(
     demonstration: Demonstration, jpeg_quality: int | None
 ) -> Iterable[tuple[Codec, tuple[int, int], bytes | memoryview]]:
     images = demonstration.images
-    if isinstance(images, EncodedFrames):
+    raw = not isinstance(images, EncodedFrames) or (jpeg_quality is not None and images.codec == "zlib")
+    if isinstance(images, EncodedFrames) and not raw:
         yield from ((images.codec, images.size, images.encoded(i)) for i in range(len(images)))
         return
     for step, image in enumerate(images):
