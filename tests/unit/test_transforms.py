@@ -132,4 +132,4 @@ def test_bridge_as_a_whole() -> None:
 def test_facts_are_complete(name: str) -> None:
     facts = DATA_SETS[name]
     transforms_named(facts.transforms)
-    assert facts.about and (facts.action_spec is not None or name in ("lerobot", "packed"))
+    assert facts.about and (facts.action_spec is not None or name in ("lerobot", "packed", "folder"))

@@ -18,6 +18,7 @@ FORMATS: Mapping[str, str] = {
     "libero": "vlm4vla.demonstrations.libero:LiberoSource",
     "rlds": "vlm4vla.demonstrations.rlds:RldsSource",
     "packed": "vlm4vla.demonstrations.packed:PackedSource",
+    "folder": "vlm4vla.demonstrations.folder:FolderSource",
 }
 """Kinds of files and what reads them: constructors that take the folder and `camera`."""
 
@@ -82,6 +83,7 @@ DATA_SETS: dict[str, DataSet] = {
         action_spec=ActionSpec(rotation="axis_angle", gripper="open_positive", unit="controller"),
     ),
     "lerobot": DataSet(about="any LeRobotDataset (v2.1, v3)", format="lerobot"),
+    "folder": DataSet(about="your own frames and actions: docs/adding.md", format="folder"),
     "packed": DataSet(about="a folder that `vlm4vla data pack` wrote", format="packed"),
 }
 

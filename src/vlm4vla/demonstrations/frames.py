@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -40,7 +41,32 @@ class _Frames(Sequence[Pixels]):
         return self._frame(index % len(self))
 
 
-class EncodedFrames(_Frames):
+class StoredFrames(_Frames):
+    """Frames that are bytes somewhere, of one kind and size: copied unchanged where they are stored anew."""
+
+    codec: Codec
+    size: tuple[int, int]
+    """Height and width."""
+
+    def encoded(self, index: int) -> bytes | memoryview:
+        """The bytes of one frame as stored."""
+        raise NotImplementedError
+
+    def select(self, steps: Int64[np.ndarray, " chosen"]) -> StoredFrames:
+        """Some of the frames, in the order given, still encoded."""
+        raise NotImplementedError
+
+    def _frame(self, index: int) -> Pixels:
+        try:
+            return decode(self.encoded(index), self.codec, self.size)
+        except ValueError as error:
+            raise DataError(
+                f"{self.where}, frame {index}: cannot be decoded ({error}). The file is damaged: "
+                "delete it and make, copy or convert the demonstrations again."
+            ) from error
+
+
+class EncodedFrames(StoredFrames):
     """Frames as bytes in one buffer. A source with encoded images hands them on with this, unchanged."""
 
     def __init__(
@@ -75,14 +101,30 @@ class EncodedFrames(_Frames):
             where=self.where,
         )
 
-    def _frame(self, index: int) -> Pixels:
+
+class FileFrames(StoredFrames):
+    """Frames of which each is a file."""
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], *, codec: Codec, size: tuple[int, int], where: str
+    ) -> None:
+        self.folder, self.names = folder, names
+        self.codec, self.size, self.where = codec, size, where
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def encoded(self, index: int) -> bytes:
+        """The file's bytes. Raises: DataError when it cannot be read."""
         try:
-            return decode(self.encoded(index), self.codec, self.size)
-        except ValueError as error:
-            raise DataError(
-                f"{self.where}, frame {index}: cannot be decoded ({error}). The file is damaged: "
-                "delete it and make, copy or convert the demonstrations again."
-            ) from error
+            return (self.folder / self.names[index]).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.where}, frame {index}: {error}") from error
+
+    def select(self, steps: Int64[np.ndarray, " chosen"]) -> FileFrames:
+        """Some of the files, in the order given."""
+        names = [self.names[step] for step in steps.tolist()]
+        return FileFrames(self.folder, names, codec=self.codec, size=self.size, where=self.where)
 
 
 class ChosenFrames(_Frames):
@@ -107,7 +149,7 @@ class ChosenFrames(_Frames):
 
 def choose(frames: Sequence[Pixels], steps: Int64[np.ndarray, " chosen"]) -> Sequence[Pixels]:
     """Some frames, in the order given; encoded ones stay encoded."""
-    return frames.select(steps) if isinstance(frames, EncodedFrames) else ChosenFrames(frames, steps)
+    return frames.select(steps) if isinstance(frames, StoredFrames) else ChosenFrames(frames, steps)
 
 
 def decode(blob: bytes | memoryview, codec: Codec, size: tuple[int, int] | None = None) -> Pixels:

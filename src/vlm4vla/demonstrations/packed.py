@@ -30,7 +30,7 @@ from vlm4vla.demonstrations.columns import (
     write_manifest,
     written_whole,
 )
-from vlm4vla.demonstrations.frames import Codec, EncodedFrames
+from vlm4vla.demonstrations.frames import Codec, EncodedFrames, StoredFrames
 
 
 class PackedSource(ColumnSource):
@@ -126,8 +126,8 @@ def _encode(
     demonstration: Demonstration, jpeg_quality: int | None
 ) -> Iterable[tuple[Codec, tuple[int, int], bytes | memoryview]]:
     images = demonstration.images
-    raw = not isinstance(images, EncodedFrames) or (jpeg_quality is not None and images.codec == "zlib")
-    if isinstance(images, EncodedFrames) and not raw:
+    raw = not isinstance(images, StoredFrames) or (jpeg_quality is not None and images.codec == "zlib")
+    if isinstance(images, StoredFrames) and not raw:
         yield from ((images.codec, images.size, images.encoded(i)) for i in range(len(images)))
         return
     for step, image in enumerate(images):
