@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vlm4vla import __version__
 from vlm4vla.cli_data import add_commands as cli_data_commands
 from vlm4vla.cli_data import data_sets
+from vlm4vla.cli_doctor import doctor
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
 from vlm4vla.core.recipes import HEADS
 
@@ -438,6 +439,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     made = add("data", data_sets, "Demonstrations on disk: look at them, count them, pack them.")
     cli_data_commands(add, made)
+
+    add("doctor", doctor, "What this machine has and lacks, each finding with its remedy.")
 
     made = add("evaluate", evaluate, "Score a trained policy once more, in another way.")
     made.add_argument("run", type=Path, metavar="RUN", help="a trial's folder, or a checkpoint")
