@@ -254,7 +254,7 @@ def vulkan() -> Finding:
         what="Vulkan",
         state="note",
         found=f"no driver{'' if loader else ' and no loader'}",
-        remedy="only SimplerEnv needs it: a GPU's driver brings it; without one, Debian's mesa-vulkan-drivers 25 or newer",
+        remedy="only SimplerEnv needs it: a GPU's driver brings it; without, Debian's mesa-vulkan-drivers 25 or newer",
     )
 
 
