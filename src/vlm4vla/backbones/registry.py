@@ -114,6 +114,12 @@ def with_released_facts(benchmark: str) -> list[str]:
     return [name for name, facts in _RELEASED.items() if benchmark in facts.benchmarks]
 
 
+def tiny_member(name: str) -> str | None:
+    """The registered tiny VLM of the same family; None where there is none. Raises: RecipeError as `resolve`."""
+    tiny = f"tiny-{resolve(name).family}"
+    return tiny if tiny in BACKBONES else None
+
+
 def resolve(name_or_folder: str | Path) -> BackboneEntry:
     """The entry of a registered name, a checkpoint folder, or a hub id `organisation/name`.
 

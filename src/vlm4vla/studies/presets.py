@@ -34,7 +34,7 @@ def tabletop(
     Trained on looks A, B and C; `episodes` a task are scored in A and as many in D, which training never shows.
     """
     return Trial(
-        name=f"tabletop {short_name(backbone)} {weights}" + _suffix(head),
+        name=f"tabletop {short_name(backbone)} {weights}" + suffix(head),
         policy=_tiny_policy(backbone, weights, image_size, head),
         demonstrations=DemonstrationRecipe(episodes=demonstrations, image_size=image_size, seed=seed),
         train=TrainRecipe(
@@ -80,7 +80,7 @@ def quickstart(
     """
     trials = [
         Trial(
-            name=f"quickstart {short_name(backbone)} {weights}" + _suffix(head),
+            name=f"quickstart {short_name(backbone)} {weights}" + suffix(head),
             policy=_tiny_policy(backbone, weights, image_size, head),
             demonstrations=DemonstrationRecipe(
                 episodes=demonstrations, tasks=tasks_named(tasks), image_size=image_size, seed=seed
@@ -126,7 +126,7 @@ def short_name(backbone: str) -> str:
     return PurePath(backbone).name
 
 
-def _suffix(head: str) -> str:
+def suffix(head: str) -> str:
     """What a trial's name tells of a head other than the paper's."""
     return "" if head == "mlp" else f" {head}"
 

@@ -1,0 +1,141 @@
+"""`vlm4vla study`: the paper's tables and figures, or one's own, as a plan, as a run, as a status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlm4vla.core.errors import RecipeError
+
+
+def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[..., None]) -> None:
+    """`add` makes a command as the rest of the command line does, `work` gives it options of what works."""
+    made = add("study", study, "Every table and figure of the paper: plan it, run it, see how far it is.")
+    made.add_argument("name", nargs="?", metavar="NAME", help="table-1, figure-3, ..., or module:function")
+    made.add_argument("--list", action="store_true", help="which there are")
+    made.add_argument("--plan", action="store_true", help="its rows and what is missing; starts nothing")
+    made.add_argument("--run", action="store_true", help="do what is missing, then report")
+    made.add_argument("--status", action="store_true", help="the same as --plan")
+    made.add_argument(
+        "--scale", choices=("paper", "tabletop"), default="paper", help="tabletop: the same matrix in small"
+    )
+    made.add_argument(
+        "--out", type=Path, default=Path("runs/studies"), help="runs of all studies; default: runs/studies"
+    )
+    work(made, processes=2)
+
+
+def study(options: argparse.Namespace) -> None:
+    """List, plan or run."""
+    from vlm4vla.benchmarks.registry import load
+    from vlm4vla.studies.paper import STUDIES
+    from vlm4vla.studies.study import study_named
+
+    if options.list or options.name is None:
+        _list(options)
+        return
+    if options.plan + options.run + options.status > 1:
+        raise RecipeError("choose one of --plan, --run and --status")
+    name: str = options.name
+    made = load(name)(options.scale) if ":" in name else study_named(name, STUDIES, options.scale)
+    if options.run:
+        _run(made, options)
+    _plan(made, options)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from vlm4vla.reports.tables import Table
+    from vlm4vla.studies.paper import STUDIES
+
+    made = [make(options.scale) for make in STUDIES.values()]
+    if options.json:
+        entries = [
+            {
+                "name": name,
+                "title": s.title,
+                "question": s.question,
+                "rows": len(s.rows),
+                "trials": len(s.trials),
+            }
+            for name, s in zip(STUDIES, made, strict=True)
+        ]
+        print(json.dumps(entries, indent=1))
+        return
+    rows = tuple(
+        (name, s.title, str(len(s.rows)), str(len(s.trials)), s.question)
+        for name, s in zip(STUDIES, made, strict=True)
+    )
+    columns = ("name", "in the paper", "rows", "trials", "question")
+    print(Table("Studies of the paper", columns, rows).text(width=120))
+    print("\n`vlm4vla study NAME --plan` prints its rows; `--scale tabletop` the same matrix in small.")
+
+
+def _plan(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.reports.tables import DASH, Table
+    from vlm4vla.studies.runs import RunStore
+    from vlm4vla.studies.study import counts, state_of
+
+    store = RunStore(options.out)
+    states = counts(made, store)
+    if options.json:
+        rows = [
+            {
+                "name": row.name,
+                "published": dict(row.published),
+                "tuned_on": row.tuned_on,
+                "trials": {
+                    cell: {"name": t.name, "folder": str(store.folder(t)), "state": state_of(t, row, store)}
+                    for cell, t in row.trials.items()
+                },
+            }
+            for row in made.rows
+        ]
+        plan = {"name": made.name, "title": made.title, "question": made.question, "columns": made.columns}
+        print(json.dumps({**plan, "rows": rows, "states": states, "notes": made.notes}, indent=1))
+        return
+    cells = tuple(
+        (
+            row.name,
+            *(f"{row.published[c]:g}" if c in row.published else DASH for c in made.columns),
+            "; ".join(sorted({state_of(t, row, store) for t in row.trials.values()}) or ["published only"]),
+        )
+        for row in made.rows
+    )
+    heading = "published" if any(row.published for row in made.rows) else "nothing published at this scale"
+    title = f"{made.title}: {made.question} ({heading})"
+    print(Table(title, ("row", *made.columns, "ours"), cells).text(width=120))
+    told = ", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to train"
+    print(f"\nTrials: {told}. Runs: {store.root}")
+    for note in made.notes:
+        print(f"Note: {note}.")
+
+
+def _run(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.reports.page import write_report
+    from vlm4vla.studies.checks import Resources
+    from vlm4vla.studies.choices import given
+    from vlm4vla.studies.parallel import run_trials
+    from vlm4vla.studies.runs import RunStore
+    from vlm4vla.studies.study import runnable
+
+    trials = runnable(made)
+    left = len(made.trials) - len(trials)
+    if left and not options.quiet:
+        print(
+            f"{left} trials wait for VLMs that are tuned before, which this version cannot do",
+            file=sys.stderr,
+        )
+    if not trials:
+        raise RecipeError(f"study {made.name!r}: none of its trials can be run yet")
+    resources = Resources(
+        progress=not options.quiet,
+        demonstration_processes=options.processes,
+        **given(options, "workers", "videos", "device"),
+    )
+    notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]]), "study": made.name}
+    run_trials(trials, RunStore(options.out), processes=options.processes, resources=resources, notes=notes)
+    print(f"Report: {write_report(options.out, title=made.title)}")

@@ -1,0 +1,287 @@
+"""Every table and figure of the paper as a study, in the paper's order. Table 9 is `vlm4vla models`.
+
+`scale="tabletop"` is the same matrix in small: tiny backbones of the same families, the embedded benchmark's looks A
+(seen in training) and D (never seen) instead of three simulators. Rows whose tiny backbones coincide are one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vlm4vla.backbones.registry import BACKBONES, tiny_member
+from vlm4vla.core.recipes import Trial
+from vlm4vla.studies import published
+from vlm4vla.studies.paper_presets import bridge, calvin, libero
+from vlm4vla.studies.presets import suffix, tabletop
+from vlm4vla.studies.published import SLIPS
+from vlm4vla.studies.study import MakeStudy, Scale, Study, StudyRow
+
+PI0, OPENVLA = "pi0", "openvla-7b"
+_PI0_BACKBONE = "paligemma-1-3b"
+_PRESETS = {"calvin": calvin, "simpler": bridge, "libero": libero}
+_TASKS = ("task-1", "task-2", "task-3", "task-4", "task-5", "calvin")
+_SCENES = ("carrot", "eggplant", "spoon", "cube", "simpler", "libero")
+_SMALL = "tabletop"
+
+
+def _trial(benchmark: str, backbone: str, scale: Scale, *, after: str = "", **changes: Any) -> Trial | None:
+    """A preset's trial with fields of its policy or training changed, named by what was changed.
+
+    None where there is no tiny VLM of this family.
+    """
+    head = {PI0: "flow", OPENVLA: "tokens"}.get(backbone, "mlp")
+    vlm = _PI0_BACKBONE if backbone == PI0 else backbone
+    weights = changes.pop("weights", "pretrained")
+    if scale == "paper":
+        trial = _PRESETS[benchmark](vlm, weights=weights)
+        trial = replace(trial, name=trial.name + suffix(head), policy=replace(trial.policy, head=head))
+    else:
+        tiny = tiny_member(vlm)
+        if tiny is None:
+            return None
+        trial = tabletop(tiny, weights=weights, head=head)
+        if "learning_rate" in changes:  # the same factor, around what suits a tiny VLM
+            changes["learning_rate"] = trial.train.learning_rate * changes["learning_rate"] / 2e-5
+        if "image_size" in changes:
+            changes["image_size"] = {224: 64, 512: 128, 768: 192}[changes["image_size"]]
+    told = [
+        text
+        for name, text in (
+            ("freeze", f"{', '.join(changes.get('freeze', ()))} frozen"),
+            ("learning_rate", f"rate {changes.get('learning_rate', 0):g}"),
+            ("image_size", f"{changes.get('image_size')} pixels"),
+            ("prompt", f"{changes.get('prompt')} prompt"),
+        )
+        if name in changes and changes[name] != getattr(trial.policy, name, getattr(trial.train, name, None))
+    ]
+    policy = {name: value for name, value in changes.items() if hasattr(trial.policy, name)}
+    train = {name: value for name, value in changes.items() if hasattr(trial.train, name)}
+    trial = replace(
+        trial,
+        name=" ".join([trial.name, *told, *([f"after {after}"] if after else [])]),
+        policy=replace(trial.policy, **policy),
+        train=replace(trial.train, **train),
+    )
+    if scale == "tabletop" and "image_size" in changes:
+        size = changes["image_size"]
+        trial = replace(
+            trial,
+            demonstrations=replace(trial.demonstrations, image_size=size),
+            evaluations=tuple(replace(evaluation, image_size=size) for evaluation in trial.evaluations),
+        )
+    return trial
+
+
+def _trials(benchmarks: Sequence[str], backbone: str, scale: Scale, **changes: Any) -> dict[str, Trial]:
+    names = benchmarks if scale == "paper" else (_SMALL,)
+    found = {name: _trial(name, backbone, scale, **changes) for name in names}
+    return {name: trial for name, trial in found.items() if trial is not None}
+
+
+def _cell(column: str, trial: Trial | None) -> dict[str, Trial]:
+    return {} if trial is None else {column: trial}
+
+
+def _columns(columns: Sequence[str], scale: Scale) -> tuple[str, ...]:
+    return tuple(columns) if scale == "paper" else ("look A", "look D")
+
+
+def _study(
+    name: str, title: str, question: str, columns: Sequence[str], rows: Sequence[StudyRow], scale: Scale
+) -> Study:
+    """Rows with equal trials become one; numbers of the paper stay with the paper's scale."""
+    found: dict[tuple[Trial, ...], StudyRow] = {}
+    kept: list[StudyRow] = []
+    for row in rows:
+        key = tuple(row.trials.values())
+        if scale == "tabletop":
+            if not key or key in found:
+                continue
+            told = row.name.partition(", ")[0]
+            row = replace(row, name=row.name.replace(told, _small_name(told)), published={})
+            found[key] = row
+        kept.append(row)
+    notes = tuple(
+        slip for slip in SLIPS if slip.startswith((f"{title}:", "Tables")) and title in _expanded(slip)
+    )
+    return Study(
+        name=name if scale == "paper" else f"{name}-tabletop",
+        title=title,
+        question=question,
+        columns=_columns(columns, scale),
+        rows=tuple(kept),
+        notes=notes if scale == "paper" else (),
+    )
+
+
+def _small_name(name: str) -> str:
+    """A row's VLM in small; anything else as it is."""
+    return tiny_member(name) or name if name in BACKBONES else name
+
+
+def _expanded(slip: str) -> set[str]:
+    """`Tables 3, 6 and 8: ...` as the names of three tables."""
+    numbers = slip.partition(":")[0].removeprefix("Tables").removeprefix("Table").replace("and", ",")
+    return {f"Table {number.strip()}" for number in numbers.split(",")}
+
+
+def table_1(scale: Scale = "paper") -> Study:
+    """Which VLM makes the best policy on CALVIN ABC-D?"""
+    rows = [
+        StudyRow(name=name, trials=_trials(["calvin"], name, scale), published=cells)
+        for name, cells in published.TABLE_1.items()
+    ]
+    return _study("table-1", "Table 1", "Which VLM makes the best policy on CALVIN?", _TASKS, rows, scale)
+
+
+def table_2(scale: Scale = "paper") -> Study:
+    """And on SimplerEnv-Bridge and LIBERO-Long?"""
+    rows = [
+        StudyRow(
+            name=name,
+            trials={} if name == "thinkact" else _trials(["simpler", "libero"], name, scale),
+            published=cells,
+        )
+        for name, cells in published.TABLE_2.items()
+    ]
+    question = "Which VLM makes the best policy on SimplerEnv and LIBERO?"
+    return _study("table-2", "Table 2", question, _SCENES, rows, scale)
+
+
+def figure_3(scale: Scale = "paper") -> Study:
+    """Does a VLM's general ability predict how good a policy it makes? The rows are those of tables 1 and 2."""
+    rows = [
+        StudyRow(
+            name=name,
+            trials=_trials(["calvin", "simpler", "libero"], name, scale),
+            published={**cells, **published.TABLE_2[name]},
+        )
+        for name, cells in published.TABLE_1.items()
+        if name not in (PI0, OPENVLA)
+    ]
+    question = "Does a VLM's general ability predict how good a policy it makes?"
+    return _study("figure-3", "Figure 3", question, ("calvin", "simpler", "libero"), rows, scale)
+
+
+def figure_4(scale: Scale = "paper") -> Study:
+    """Does tuning on embodied questions before help? Figure 4 shows table 10's checkpoints."""
+    return replace(
+        table_10(scale), name="figure-4" + ("" if scale == "paper" else "-tabletop"), title="Figure 4"
+    )
+
+
+def table_3(scale: Scale = "paper") -> Study:
+    """What does freezing the vision encoder or the word embedding cost?"""
+    rows = []
+    for (name, frozen), cells in published.TABLE_3.items():
+        changes: dict[str, Any] = {"freeze": (frozen,)} if frozen else {}
+        rows.append(
+            StudyRow(
+                name=f"{name}, {frozen.replace('_', ' ')} frozen" if frozen else name,
+                trials=_trials(["calvin", "simpler"], name, scale, **changes),
+                published=cells,
+            )
+        )
+    question = "What does freezing the vision encoder or the word embedding cost?"
+    return _study("table-3", "Table 3", question, ("calvin", "simpler"), rows, scale)
+
+
+def table_4(scale: Scale = "paper") -> Study:
+    """Is the vision gap one of pictures, or of control? Actions are injected into the VLM before, as answers."""
+    rows = []
+    for tuning, cells in published.TABLE_4.items():
+        after = f"actions, {tuning}" if tuning else ""
+        trials = {
+            **_cell("frozen", _trial("simpler", "qwen3-vl-4b", scale, after=after, freeze=("vision",))),
+            **_cell("trained", _trial("simpler", "qwen3-vl-4b", scale, after=after)),
+        }
+        name = f"actions injected, {tuning}" if tuning else "baseline"
+        rows.append(StudyRow(name=name, trials=trials, published=cells, tuned_on=after))
+    question = "Does the vision encoder miss pictures or control?"
+    return _study("table-4", "Table 4", question, ("frozen", "trained"), rows, scale)
+
+
+def table_5(scale: Scale = "paper") -> Study:
+    """Does the learning rate change the order of the VLMs?"""
+    rows = []
+    for name, cells in published.TABLE_5.items():
+        trials: dict[str, Trial] = {}
+        for rate in cells:
+            trials |= _cell(rate, _trial("calvin", name, scale, learning_rate=float(rate)))
+        rows.append(StudyRow(name=name, trials=trials, published=cells))
+    question = "Does the learning rate change the order of the VLMs?"
+    return _study("table-5", "Table 5", question, ("1e-05", "2e-05", "5e-05", "0.0001"), rows, scale)
+
+
+def table_6(scale: Scale = "paper") -> Study:
+    """Does the prompt matter?"""
+    rows = [
+        StudyRow(
+            name=f"{name}, {prompt} prompt",
+            trials=_trials(["calvin", "simpler"], name, scale, prompt=prompt),
+            published=cells,
+        )
+        for (name, prompt), cells in published.TABLE_6.items()
+    ]
+    return _study("table-6", "Table 6", "Does the prompt matter?", ("calvin", "simpler"), rows, scale)
+
+
+def table_7(scale: Scale = "paper") -> Study:
+    """Do larger images make up for a frozen vision encoder?"""
+    rows = []
+    for (name, frozen), cells in published.TABLE_7.items():
+        trials: dict[str, Trial] = {}
+        frozen_parts: dict[str, Any] = {"freeze": (frozen,)} if frozen else {}
+        for size in cells:
+            trials |= _cell(size, _trial("calvin", name, scale, image_size=int(size), **frozen_parts))
+        rows.append(
+            StudyRow(name=f"{name}, {frozen} frozen" if frozen else name, trials=trials, published=cells)
+        )
+    question = "Do larger images make up for a frozen vision encoder?"
+    return _study("table-7", "Table 7", question, ("224", "512", "768"), rows, scale)
+
+
+def table_8(scale: Scale = "paper") -> Study:
+    """What does pretraining bring at all?"""
+    rows = [
+        StudyRow(
+            name=name if weights == "pretrained" else f"{name}, from scratch",
+            trials=_trials(["calvin", "simpler"], name, scale, weights=weights),
+            published=cells,
+        )
+        for (name, weights), cells in published.TABLE_8.items()
+    ]
+    return _study("table-8", "Table 8", "What does pretraining bring?", ("calvin", "simpler"), rows, scale)
+
+
+def table_10(scale: Scale = "paper") -> Study:
+    """Does tuning on embodied questions before help?"""
+    rows = [
+        StudyRow(
+            name=f"{name}, tuned on {task}" if task else name,
+            trials=_trials(["calvin"], name, scale, after=task),
+            published=cells,
+            tuned_on=task,
+        )
+        for (name, task), cells in published.TABLE_10.items()
+    ]
+    question = "Does tuning on embodied questions before help?"
+    return _study("table-10", "Table 10", question, _TASKS, rows, scale)
+
+
+STUDIES: Mapping[str, MakeStudy] = {
+    "table-1": table_1,
+    "table-2": table_2,
+    "figure-3": figure_3,
+    "figure-4": figure_4,
+    "table-3": table_3,
+    "table-4": table_4,
+    "table-5": table_5,
+    "table-6": table_6,
+    "table-7": table_7,
+    "table-8": table_8,
+    "table-10": table_10,
+}
+"""In the paper's order."""
