@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm4vla.core.errors import DataError
+from vlm4vla.core.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +51,72 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], made: argparse.Arg
     parser.add_argument(
         "--shown", type=int, default=5, metavar="N", help="episodes on the picture; default 5"
     )
+    parser = command("convert", convert, "Write a LeRobotDataset v3.0, which LeRobot opens too.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("--video", action="store_true", help="H.264 instead of JPEGs: a tenth of the size")
+    parser.add_argument("--fps", type=int, metavar="N", help="steps a second, where the files do not say")
+    parser = add("make", make, "Demonstrations of the embedded benchmark, packed.", into=inner)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="default 100")
+    parser.add_argument("--image-size", type=int, metavar="N", help="pixels; default 64")
+    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="default 2")
     parser = command("pack", pack, "Copy columns and frames into a folder that is read fastest.")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     parser.add_argument(
         "--jpeg-quality", type=int, metavar="N", help="make JPEGs of raw frames; without it nothing is lost"
+    )
+
+
+def make(options: argparse.Namespace) -> None:
+    """Demonstrations of the embedded benchmark's expert, packed."""
+    from vlm4vla.benchmarks.tabletop import generate
+    from vlm4vla.core.recipes import DemonstrationRecipe
+    from vlm4vla.demonstrations.packed import write_packed
+    from vlm4vla.studies.choices import given
+
+    recipe = DemonstrationRecipe(**given(options, "episodes", "image_size", "seed"))
+    packed = write_packed(
+        generate.generate_demonstrations(recipe, processes=options.processes),
+        options.out,
+        name=generate.NAME,
+        action_spec=generate.SPEC,
+        fingerprint=generate.demonstrations_fingerprint(recipe),
+    )
+    counts = packed.manifest["counts"]
+    print(
+        json.dumps({"folder": str(packed.folder), **counts}) if options.json else f"{packed.folder}: {counts}"
+    )
+
+
+def convert(options: argparse.Namespace) -> None:
+    """A LeRobotDataset v3.0."""
+    from vlm4vla.demonstrations.datasets import data_set
+    from vlm4vla.demonstrations.lerobot_writer import write_lerobot
+
+    place, reader = _find(options)
+    fps = options.fps or data_set(place.source).fps or getattr(reader, "info", {}).get("fps")
+    if not fps:
+        raise RecipeError(
+            f"{place.folder}: its files do not say how many steps a second they have; give --fps"
+        )
+    written = write_lerobot(
+        (made for _, made in _made(options, place, reader)),
+        options.out,
+        name=place.source,
+        action_spec=place.action_spec,
+        fps=int(fps),
+        video=options.video,
+    )
+    info = json.loads((written / "meta" / "info.json").read_text(encoding="utf-8"))
+    counts = {"episodes": info["total_episodes"], "frames": info["total_frames"]}
+    size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    if options.json:
+        print(json.dumps({"folder": str(written), **counts, "bytes": size}))
+        return
+    print(
+        f"{written}: {counts['episodes']:,} episodes, {counts['frames']:,} frames, {size / 1e6:,.1f} MB\n"
+        f"Train on it: vlm4vla train PRESET --set demonstrations.source=lerobot --data {written}"
     )
 
 
@@ -103,9 +165,11 @@ def stats(options: argparse.Namespace) -> None:
         if known is not None and index < len(known.q01):
             against = (f"{column.q01 - known.q01[index]:+.3g}", f"{column.q99 - known.q99[index]:+.3g}")
         rows.append((column.name, *(f"{number:.4g}" for number in numbers), *against))
-    names = ("dimension", "least", "1 %", "median", "99 %", "most", "mean", "deviation")
+    names: tuple[str, ...] = ("dimension", "least", "1 %", "median", "99 %", "most", "mean", "deviation")
+    if known is not None:
+        names = (*names, "1 % - published", "99 % - published")
     title = f"{place.source}: {counts['episodes']:,} episodes, {counts['steps']:,} steps"
-    print(Table(title, (*names, "1 % - published", "99 % - published"), tuple(rows)).text(width=120))
+    print(Table(title, names, tuple(row[: len(names)] for row in rows)).text(width=120))
     print(f"\n{_told(reader, counts)}")
     if known is not None:
         print(

@@ -36,6 +36,8 @@ class DataSet:
     """Empty: the reader's own."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the reader."""
+    fps: int | None = None
+    """Steps a second; None: the files say it, or nobody knows."""
 
 
 _METRES = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="metres_radians")
@@ -43,11 +45,13 @@ _METRES = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="metres
 DATA_SETS: dict[str, DataSet] = {
     "calvin": DataSet(
         about="CALVIN's language-annotated spans, static camera, relative actions (github.com/mees/calvin)",
+        fps=30,
         format="calvin",
         action_spec=ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="controller"),
     ),
     "bridge": DataSet(
         about="Bridge V2 as RLDS (`bridge_orig`), as OpenVLA's loader and the paper's code change it",
+        fps=5,
         format="rlds",
         transforms=(
             "with_instruction",
@@ -61,6 +65,7 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "fractal": DataSet(
         about="RT-1's robot data as RLDS (`fractal20220817_data`), as OpenVLA's loader changes it",
+        fps=3,
         format="rlds",
         transforms=("with_instruction", "gripper_from_changes", "gripper_sign"),
         action_spec=_METRES,
@@ -71,6 +76,7 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "libero_10": DataSet(
         about="LIBERO-Long as RLDS without no-ops (`libero_10_no_noops`): what the paper trains on",
+        fps=20,
         format="rlds",
         transforms=("with_instruction", "flip_gripper", "gripper_sign"),
         action_spec=ActionSpec(rotation="axis_angle", gripper="open_positive", unit="controller"),
@@ -78,6 +84,7 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "libero": DataSet(
         about="LIBERO's own HDF5 files, 128 pixels: not what the paper trains on",
+        fps=20,
         format="libero",
         transforms=("with_instruction", "drop_still_steps", "turn_images", "flip_gripper", "gripper_sign"),
         action_spec=ActionSpec(rotation="axis_angle", gripper="open_positive", unit="controller"),

@@ -21,7 +21,7 @@ Codec = Literal["zlib", "jpeg", "png"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 
-class _Frames(Sequence[Pixels]):
+class LazyFrames(Sequence[Pixels]):
     """Slicing and bounds for what can give one frame."""
 
     where: str
@@ -41,7 +41,7 @@ class _Frames(Sequence[Pixels]):
         return self._frame(index % len(self))
 
 
-class StoredFrames(_Frames):
+class StoredFrames(LazyFrames):
     """Frames that are bytes somewhere, of one kind and size: copied unchanged where they are stored anew."""
 
     codec: Codec
@@ -80,7 +80,7 @@ class EncodedFrames(StoredFrames):
         where: str,
     ) -> None:
         """Frame i is `data[starts[i]:stops[i]]`; `size` is (height, width); `where` is named in errors."""
-        self.data, self.starts, self.stops = memoryview(data), starts, stops
+        self.data, self.starts, self.stops = memoryview(data).cast("B"), starts, stops
         self.codec, self.size, self.where = codec, size, where
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class FileFrames(StoredFrames):
         return FileFrames(self.folder, names, codec=self.codec, size=self.size, where=self.where)
 
 
-class ChosenFrames(_Frames):
+class ChosenFrames(LazyFrames):
     """Frames of another sequence: some of them, each changed by `change` where one is given."""
 
     def __init__(
