@@ -78,7 +78,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ]
 
 
-@pytest.mark.parametrize(("video", "most"), [(False, 2.0), (True, 4.0)])
+@pytest.mark.parametrize(("video", "most"), [(False, 4.0), (True, 6.0)])
 def test_raw_frames_come_back_almost(tmp_path: Path, video: bool, most: float) -> None:
     """JPEG of quality 95 and H.264; every frame is the right one: the next differs by more."""
     source = LeRobotSource(written(tmp_path / "set", video=video))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vlm4vla.backbones import loading
+from vlm4vla.backbones import loading, lora
 from vlm4vla.backbones.discover import PARTS, HeadInput, Part, find_parts, image_token_id_of, query_id_of
 from vlm4vla.backbones.encoding import BackboneInputs, Encoder
 from vlm4vla.backbones.families import Family
@@ -174,11 +174,13 @@ class Backbone(nn.Module):
         return list(find_parts(self.vlm, self.family)[name].values())
 
     def save(self, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write an ordinary Hugging Face checkpoint (without the query, which is the policy's).
+        """Write an ordinary Hugging Face checkpoint (without the query, which is the policy's), LoRA merged in.
 
-        `state`: weights of `vlm` to write instead of its own, when those are sharded.
+        `state`: weights of `vlm` to write instead of its own, when those are sharded or shall not be merged.
         """
-        loading.save(self._checkpoint, folder, state=state)
+        loading.save(
+            self._checkpoint, folder, state=lora.merged_weights(self.vlm) if state is None else state
+        )
 
     def _write_query(
         self,

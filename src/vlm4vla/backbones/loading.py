@@ -105,13 +105,10 @@ def load(
     )
 
 
-def save(checkpoint: Checkpoint, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write weights (safetensors), config, tokenizer and the processor files that came with the checkpoint.
-
-    `state`: weights to write instead of the VLM's own, when those are sharded.
-    """
+def save(checkpoint: Checkpoint, folder: Path, *, state: Mapping[str, Tensor]) -> None:
+    """Write weights (safetensors), config, tokenizer and the processor files that came with the checkpoint."""
     with quiet():
-        checkpoint.vlm.save_pretrained(folder, state_dict=None if state is None else dict(state))
+        checkpoint.vlm.save_pretrained(folder, state_dict=dict(state))
         checkpoint.tokenizer.save_pretrained(folder)
     for name, text in checkpoint.processor_files.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import types
@@ -97,6 +98,15 @@ class PolicyRecipe:
     freeze: tuple[Literal["vision", "projector", "word_embedding", "language", "released_vision"], ...] = ()
     """Parts that do not learn. `released_vision` is what the released code froze as vision: Hugging Face's whole vision
     tower, which contains the mergers of some VLMs and the projector of none (Paper Table 3)."""
+    lora_rank: int = 0
+    """0: no LoRA. Else `lora_parts` keep their weights, and matrices of this rank beside their linear layers learn."""
+    lora_alpha: float | None = None
+    """The matrices' product counts `lora_alpha / lora_rank` times. None: once, as in peft's and openpi's settings, and
+    OpenVLA's up to rank 16."""
+    lora_dropout: float = 0.0
+    """Of what enters the matrices, in training."""
+    lora_parts: tuple[Literal["vision", "projector", "language"], ...] = ("language",)
+    """The other parts learn as a whole, unless `freeze` names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +217,33 @@ def check_policy(recipe: PolicyRecipe) -> None:
         normalization_step(step)
     if recipe.head not in HEADS:
         raise unknown_name("head", recipe.head, HEADS)
+    check_lora(recipe)
+
+
+def check_lora(recipe: PolicyRecipe) -> None:
+    """Raises: RecipeError for LoRA settings out of range or against `freeze`, and where peft is not installed."""
+    rank, alpha, dropout = recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout
+    if rank < 0:
+        raise RecipeError(f"policy.lora_rank must not be negative, but is {rank}; 0 means no LoRA")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise RecipeError(f"policy.lora_alpha must be positive, not {alpha}")
+    if not 0 <= dropout < 1:
+        raise RecipeError(f"policy.lora_dropout must be at least 0 and below 1, not {dropout}")
+    if rank == 0:
+        if alpha is not None or dropout:
+            raise RecipeError(
+                "policy.lora_alpha and policy.lora_dropout do nothing without policy.lora_rank; set it too"
+            )
+        return
+    frozen = {*recipe.freeze, *(("vision", "projector") if "released_vision" in recipe.freeze else ())}
+    both = [part for part in recipe.lora_parts if part in frozen]
+    if both or not recipe.lora_parts:
+        raise RecipeError(
+            f"policy.lora_parts: {', '.join(both) or 'no part'} {'is frozen' if both else 'is named'}, so that nothing "
+            "would learn there; change it or policy.freeze (LoRA keeps a part's own weights by itself)"
+        )
+    if importlib.util.find_spec("peft") is None:
+        raise RecipeError("policy.lora_rank: LoRA needs the package peft; pip install 'vlm4vla[lora]'")
 
 
 def check_train(recipe: TrainRecipe, *, processes: int = 1) -> None:

@@ -1,12 +1,14 @@
 """A backbone that acts: VLM + query token + action head, saved as one self-contained folder.
 
 policy.json          recipe, action convention, normalisation, provenance, digests of all other files
-policy.safetensors   query and head
-backbone/            an ordinary Hugging Face checkpoint of the (fine-tuned) VLM, with tokenizer and processor files
+policy.safetensors   query, head and LoRA's adapters
+backbone/            an ordinary Hugging Face checkpoint of the (fine-tuned) VLM, with tokenizer and processor files;
+                     with LoRA its own weights, which the adapters stand beside
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -20,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlm4vla.backbones import lora
 from vlm4vla.backbones.backbone import Backbone
 from vlm4vla.backbones.discover import PARTS
 from vlm4vla.backbones.encoding import BackboneInputs
@@ -37,6 +40,7 @@ FORMAT = 1
 _MANIFEST = "policy.json"
 _WEIGHTS = "policy.safetensors"
 _BACKBONE = "backbone"
+_VLM = "backbone.vlm."
 
 
 class VLA(nn.Module):
@@ -67,7 +71,7 @@ class VLA(nn.Module):
     def from_recipe(
         cls, recipe: PolicyRecipe, *, action_spec: ActionSpec, normalization: Normalization, seed: int
     ) -> VLA:
-        """An untrained policy on the recipe's VLM; query, head and random weights are drawn from `seed`.
+        """An untrained policy on the recipe's VLM; query, head, adapters and random weights are drawn from `seed`.
 
         Raises: RecipeError, BackboneError.
         """
@@ -80,6 +84,8 @@ class VLA(nn.Module):
             query_init=recipe.query_init,
             seed=seed,
         )
+        if recipe.lora_rank:
+            lora.add_adapters(backbone.vlm, backbone.family, recipe, seed=seed)
         head = make_head(recipe, hidden_size=backbone.hidden_size, seed=seed)
         return cls(backbone, head, recipe=recipe, action_spec=action_spec, normalization=normalization)
 
@@ -135,26 +141,30 @@ class VLA(nn.Module):
         *,
         provenance: Mapping[str, Any] | None = None,
         state: Mapping[str, Tensor] | None = None,
+        merge: bool = False,
     ) -> None:
         """Write the policy folder, whole or not at all; a folder of that name is replaced.
 
-        `state`: a full state dict of this module to write instead of its own (sharded) parameters.
+        `state`: a full state dict of this module to write instead of its own (sharded) parameters. `merge`: add LoRA's
+        adapters to the VLM's weights, for a policy without LoRA that acts alike, to rounding.
         """
+        assert not (merge and state)
+        recipe = self.recipe
         state = self.state_dict() if state is None else state
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        prefix = "backbone.vlm."
-        self.backbone.save(
-            partial / _BACKBONE,
-            state={key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
-        )
-        own = {key: value.contiguous() for key, value in state.items() if not key.startswith(prefix)}
+        vlm = {key.removeprefix(_VLM): value for key, value in state.items() if key.startswith(_VLM)}
+        self.backbone.save(partial / _BACKBONE, state=None if merge else lora.own_weights(vlm))
+        own = {key: value.contiguous() for key, value in state.items() if _is_own(key)}
+        if merge:
+            recipe = dataclasses.replace(recipe, lora_rank=0, lora_alpha=None, lora_dropout=0.0)
+            own = {key: value for key, value in own.items() if not lora.is_adapter(key)}
         save_file(own, partial / _WEIGHTS)
         manifest = {
             "format": FORMAT,
             "family": self.backbone.family.name,
-            "recipe": recipes.to_json(self.recipe),
+            "recipe": recipes.to_json(recipe),
             "action_spec": self.action_spec.to_json(),
             "normalization": self.normalization.to_json(),
             "provenance": {**self.provenance, **(provenance or {})},
@@ -170,7 +180,10 @@ class VLA(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> VLA:
-        """Load a policy folder, in evaluation mode. Raises: RunError naming the missing or damaged file."""
+        """Load a policy folder, in evaluation mode.
+
+        Raises: RunError naming the missing or damaged file; RecipeError where LoRA's package is not installed.
+        """
         manifest = _read_manifest(folder)
         weights = folder / _WEIGHTS
         try:
@@ -190,6 +203,8 @@ class VLA(nn.Module):
         except (BackboneError, SafetensorError) as error:
             where = folder / _BACKBONE if isinstance(error, BackboneError) else weights
             raise _damaged(where, str(error)) from error
+        if recipe.lora_rank:
+            lora.add_adapters(backbone.vlm, backbone.family, recipe, seed=0)
         vla = cls(
             backbone,
             head,
@@ -198,13 +213,16 @@ class VLA(nn.Module):
             normalization=normalization,
             provenance=manifest["provenance"],
         )
-        expected = {
-            key: value.shape for key, value in vla.state_dict().items() if not key.startswith("backbone.vlm.")
-        }
+        expected = {key: value.shape for key, value in vla.state_dict().items() if _is_own(key)}
         if expected != {key: value.shape for key, value in own.items()}:
             raise _damaged(weights, "its tensors are not those the recipe in policy.json describes")
         vla.load_state_dict(own, strict=False)  # complete: checked above; the VLM was loaded strictly
         return vla.eval()
+
+
+def _is_own(key: str) -> bool:
+    """Whether a weight is this module's to save, and none of the VLM's own."""
+    return not key.startswith(_VLM) or lora.is_adapter(key)
 
 
 def _seeds(inputs: BackboneInputs, image_size: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -27,6 +28,7 @@ from vlm4vla.core.recipes import Trial, fingerprint, from_json, to_json
 
 Phase = Literal["demonstrations", "train", "evaluate"]
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "mujoco")
+_OPTIONAL = ("peft",)
 _SOFTWARE = ("versions", "commit", "dirty")
 _LOCK_SECONDS = 10.0
 """A process that was just killed takes a moment to let go."""
@@ -215,7 +217,8 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Software and machine as they are now, and the given facts."""
     versions = {"vlm4vla": __version__, "python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in _LIBRARIES}
+    libraries = [*_LIBRARIES, *(name for name in _OPTIONAL if find_spec(name))]
+    versions |= {name: metadata.version(name) for name in libraries}
     commit, dirty = _checkout()
     return {
         "versions": versions,
