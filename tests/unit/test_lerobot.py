@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -324,3 +326,57 @@ def test_it_pickles_as_its_path(tmp_path: Path) -> None:
     assert len(text) < 600 and again.fingerprint == source.fingerprint
     moved = shutil.copytree(tmp_path / "set", tmp_path / "copy")
     assert LeRobotSource(moved, camera="image").fingerprint == source.fingerprint
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "lerobot-0.6.1"
+
+
+def test_a_set_that_lerobot_wrote_is_read() -> None:
+    """Written by lerobot 0.6.1: PNGs in a column, and a video as AV1. Its values are made again here."""
+    front, film = (LeRobotSource(GOLDEN, camera=name) for name in ("front", "film"))
+    assert len(front) == len(film) == 2
+    for episode, task in enumerate(("push it", "lift it")):
+        rng = np.random.default_rng(episode)
+        steps = 5 + 3 * episode
+        assert front[episode].instruction == task and len(front[episode].images) == steps
+        for step in range(steps):
+            image = (rng.integers(0, 6, (24, 32, 3)) * 40).astype(np.uint8)
+            state, action = (rng.normal(size=size).astype(np.float32) for size in (8, 7))
+            np.testing.assert_array_equal(front[episode].images[step], image)
+            np.testing.assert_array_equal(front[episode].actions[step], action)
+            found = front[episode].state
+            assert found is not None
+            np.testing.assert_array_equal(found[step], state)
+            rows, columns = np.mgrid[0:48, 0:64]
+            filmed = np.stack([rows * 5, columns * 3, np.full_like(rows, 30 * step)], 2).astype(np.uint8)
+            error = np.abs(film[episode].images[step].astype(float) - filmed)
+            assert error.mean() < 8, (episode, step, error.mean())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("VLM4VLA_LEROBOT_PYTHON" not in os.environ, reason="see tests/oracles/lerobot_reader.py")
+def test_lerobots_own_reader_opens_what_is_written(tmp_path: Path) -> None:
+    folders = [written(tmp_path / "images", encoded=True), written(tmp_path / "video", video=True)]
+    script = Path(__file__).parents[1] / "oracles" / "lerobot_reader.py"
+    done = subprocess.run(
+        [os.environ["VLM4VLA_LEROBOT_PYTHON"], str(script), *map(str, folders)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+    )
+    for folder, found in zip(folders, json.loads(done.stdout), strict=True):
+        source = LeRobotSource(folder)
+        assert found["episodes"] == 3
+        row = 0
+        for episode in range(3):
+            recording = source[episode]
+            steps = len(recording.actions)
+            for step in range(steps):
+                assert found["tasks"][row] == recording.instruction
+                chosen = np.minimum(step + np.arange(3), steps - 1)
+                np.testing.assert_array_equal(np.float32(found["actions"][row]), recording.actions[chosen])
+                assert found["padded"][row] == (step + np.arange(3) >= steps).tolist()
+                theirs = np.array(found["pixels"][row]).transpose(1, 2, 0)
+                assert np.abs(theirs - recording.images[step]).mean() < 1.5
+                row += 1
