@@ -173,6 +173,18 @@ class Backbone(nn.Module):
             raise unknown_name("part", name, PARTS)
         return list(find_parts(self.vlm, self.family)[name].values())
 
+    def checkpoint_activations(self) -> None:
+        """Compute activations of every block again in the backward pass instead of keeping them.
+
+        Raises: BackboneError for a VLM whose class cannot.
+        """
+        if not self.vlm.supports_gradient_checkpointing:
+            raise BackboneError(
+                f"{self._checkpoint.where}: {type(self.vlm).__name__} cannot compute activations again; leave "
+                "train.checkpoint_activations off"
+            )
+        self.vlm.activation_checkpointing_enable({"use_reentrant": False})
+
     def save(self, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
         """Write an ordinary Hugging Face checkpoint (without the query, which is the policy's), LoRA merged in.
 

@@ -186,6 +186,7 @@ class PrismaticModel(PreTrainedModel):  # type: ignore[misc]
 
     config_class = PrismaticConfig
     base_model_prefix = ""
+    supports_gradient_checkpointing = True  # its language model does
     _supports_sdpa = True
     _no_split_modules = ("_Block", "LlamaDecoderLayer")
 

@@ -70,6 +70,8 @@ def train(
         recipes.share_of(recipe.batch_size, processes.world)
         samples, held_out_samples = _samples(trial, source)
         vla = _policy(trial, source, samples, latest).train()
+        if recipe.checkpoint_activations:
+            vla.backbone.checkpoint_activations()
         processes.share(vla, sharding=sharding, precision=recipe.precision)
         parameters = [parameter for parameter in vla.parameters() if parameter.requires_grad]
         optimizer = optimization.make_optimizer(vla.learners(), recipe)
@@ -86,7 +88,7 @@ def train(
             rate = optimization.learning_rate(recipe, state.step)
             optimization.set_rate(optimizer, rate)
             torch.manual_seed(_random_seed(recipe.seed, state.step, processes.rank))
-            losses = _losses(vla, batch, recipe, processes, backward=True)
+            losses = losses_of(vla, batch, recipe, processes, backward=True)
             processes.average_gradients(parameters)
             norm = processes.whole(nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf))
             optimizer.step()
@@ -103,7 +105,7 @@ def train(
             if held_out and (state.step % recipe.validate_every == 0 or state.step == recipe.steps):
                 vla.eval()
                 with torch.no_grad():
-                    terms_held_out = _losses(vla, held_out, recipe, processes, backward=False)
+                    terms_held_out = losses_of(vla, held_out, recipe, processes, backward=False)
                 log.held_out(state, dict(zip(TERMS, terms_held_out.tolist(), strict=True)))
                 vla.train()
             if state.step % recipe.checkpoint_every == 0 or state.step == last:
@@ -136,7 +138,7 @@ def _policy(trial: Trial, source: DemonstrationSource, samples: ChunkDataset, la
         raise RunError(f"{error} {how_to_go_on(latest)}") from error
 
 
-def _losses(
+def losses_of(
     vla: VLA, batch: Batch, recipe: TrainRecipe, processes: Processes, *, backward: bool
 ) -> Float[Tensor, " terms"]:
     """Loss, pose and gripper terms of a global batch, equal however it is split into micro-batches and processes."""
