@@ -158,6 +158,25 @@ def check_model(options: argparse.Namespace) -> None:
         )
 
 
+def export_model(options: argparse.Namespace) -> None:
+    """Take the VLM out of a policy, for plain transformers."""
+    from vlm4vla.policies.vla import VLA
+
+    if options.out.exists():
+        raise RecipeError(f"{options.out}: exists already; delete it or choose another folder")
+    vla = VLA.from_pretrained(options.checkpoint)
+    original = options.original or vla.recipe.backbone
+    vla.backbone.export(options.out, original=original)
+    size = sum(path.stat().st_size for path in options.out.iterdir())
+    if options.json:
+        print(json.dumps({"folder": str(options.out), "bytes": size}))
+        return
+    print(
+        f"{options.out}: {size / 1e6:,.1f} MB. transformers.AutoModelForImageTextToText.from_pretrained reads it, and "
+        f"so does --backbone {options.out}"
+    )
+
+
 def survey_models(options: argparse.Namespace) -> None:
     """Which architectures of the installed transformers carry the query token."""
     from vlm4vla.backbones import survey
@@ -407,6 +426,12 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("name", metavar="NAME|FOLDER", help="a registered name, organisation/name or a folder")
     made.add_argument("--image-size", type=_positive, default=224, metavar="N", help="pixels; default 224")
     made.add_argument("--weights", choices=("pretrained", "random"), default="pretrained")
+    made = add("export", export_model, "Take the VLM out of a policy, for plain transformers.", into=inner)
+    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a policy's folder")
+    made.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    made.add_argument(
+        "--original", metavar="NAME|FOLDER", help="whose vocabulary head; default: the recipe's backbone"
+    )
     made = add(
         "survey", survey_models, "Try the query on every architecture that transformers knows.", into=inner
     )

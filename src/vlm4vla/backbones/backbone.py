@@ -194,6 +194,13 @@ class Backbone(nn.Module):
             self._checkpoint, folder, state=lora.merged_weights(self.vlm) if state is None else state
         )
 
+    def export(self, folder: Path, *, original: str | Path) -> None:
+        """Write the whole VLM for other programs: as `save`, with the vocabulary head of the `original` checkpoint.
+
+        Raises: BackboneError when that cannot be loaded, or transformers has no such class.
+        """
+        loading.export(self._checkpoint, folder, state=lora.merged_weights(self.vlm), original=original)
+
     def _write_query(
         self,
         module: nn.Module,

@@ -114,6 +114,37 @@ def save(checkpoint: Checkpoint, folder: Path, *, state: Mapping[str, Tensor]) -
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def export(
+    checkpoint: Checkpoint, folder: Path, *, state: Mapping[str, Tensor], original: str | Path
+) -> None:
+    """Write the class with the vocabulary head: the VLM's own weights in `state`, the head from `original`.
+
+    Raises: BackboneError when the original cannot be loaded, or has no such class.
+    """
+    entry = resolve(original)
+    try:
+        with quiet():
+            whole = AutoModelForImageTextToText.from_pretrained(
+                entry.location, dtype=checkpoint.vlm.dtype, use_safetensors=True, trust_remote_code=False
+            )
+            inner = [module for module in whole.modules() if type(module) is type(checkpoint.vlm)]
+            # Kosmos-2 has the parts of its base model, not the model itself.
+            report = (inner or [whole])[0].load_state_dict(dict(state), strict=False)
+            wrong = [*report.unexpected_keys, *(key for key in report.missing_keys if not _of_head(key))]
+            if wrong:
+                raise KeyError(f"{wrong[0]} and {len(wrong) - 1} other weights are of only one of the two")
+            whole.save_pretrained(folder)
+            checkpoint.tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"{entry.name} ({entry.location}): its vocabulary head cannot be had ({type(error).__name__}: {reason}). "
+            "Name the checkpoint that the policy was trained from with --original"
+        ) from error
+    for name, text in checkpoint.processor_files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from printing progress bars and loading reports of its own."""
