@@ -20,7 +20,7 @@ from vlm4vla.core.errors import DataError, RecipeError
 from vlm4vla.core.types import Demonstration
 from vlm4vla.demonstrations.columns import Column, ColumnSource, ColumnWriter, write_manifest, written_whole
 from vlm4vla.demonstrations.datasets import DATA_SETS, data_set, open_reader
-from vlm4vla.demonstrations.recordings import Reader, Recording
+from vlm4vla.demonstrations.recordings import FrameReader, Reader, Recording
 from vlm4vla.demonstrations.transforms import apply, transforms_named
 
 _KEPT_OPEN = 64
@@ -167,12 +167,15 @@ class IndexedSource(ColumnSource):
         """The frames that the transforms leave of the recording."""
         found = self._remembered.pop(index, None)
         if found is None:
-            recording = apply(self._transforms, self._reader[int(self._recordings[index])])
-            if recording is None or len(recording.images) != stop - start:
+            number = int(self._recordings[index])
+            if not self._transforms and isinstance(self._reader, FrameReader):
+                found = self._reader.frames_of(number)
+            elif (recording := apply(self._transforms, self._reader[number])) is not None:
+                found = recording.images
+            if found is None or len(found) != stop - start:
                 raise DataError(
                     f"{self.place.folder}, episode {name}: is not what it was when it was indexed"
                 )
-            found = recording.images
         self._remembered[index] = found
         if len(self._remembered) > _KEPT_OPEN:
             self._remembered.popitem(last=False)

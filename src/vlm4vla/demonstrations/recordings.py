@@ -56,3 +56,12 @@ class Reader(Protocol):
     def __getitem__(self, index: int) -> Recording:
         """One recording. Raises: DataError naming file and episode for whatever cannot be read."""
         ...
+
+
+@runtime_checkable
+class FrameReader(Protocol):
+    """A reader that gets at a recording's frames without reading its columns."""
+
+    def frames_of(self, index: int) -> Sequence[UInt8[np.ndarray, "height width 3"]]:
+        """`reader[index].images`, cheaper."""
+        ...
