@@ -45,7 +45,7 @@ class CalvinSource:
 
     Actions are `rel_actions` as stored: position and Euler angles scaled and clipped to [-1, 1], gripper -1 close and
     +1 open. The state is `robot_obs`. `camera` is `rgb_static` or `rgb_gripper`. Instead of the split's own folder, the
-    data set's and `split` ("training" or "validation") may be given. Without `cache` the actions of a span are read
+    data set's may be given: its `split`, by default "training" where there is one. Without `cache` the actions of a span are read
     from its frames' files whenever it is asked for; a folder given as `cache` keeps those of all spans, read once.
     Nothing stays open, so a fork shares nothing.
 
@@ -182,12 +182,10 @@ def _split_folder(folder: Path, split: str) -> Path:
         folder = folder / split
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the place where a CALVIN archive was unpacked")
+    if annotations_of(folder).exists():
+        return folder
     inside = [name for name in SPLITS if (folder / name).is_dir()]
-    if inside and not annotations_of(folder).exists():
-        raise DataError(
-            f"{folder}: holds the splits {', '.join(inside)}; give one of them, {folder / inside[0]}, or split="
-        )
-    return folder
+    return folder / inside[0] if inside else folder
 
 
 def _numbers(column: Shaped[np.ndarray, " frames ..."]) -> Float[np.ndarray, "frames dim"]:
