@@ -45,8 +45,9 @@ class CalvinSource:
 
     Actions are `rel_actions` as stored: position and Euler angles scaled and clipped to [-1, 1], gripper -1 close and
     +1 open. The state is `robot_obs`. `camera` is `rgb_static` or `rgb_gripper`. Instead of the split's own folder, the
-    data set's may be given: its `split`, by default "training" where there is one. Without `cache` the actions of a span are read
-    from its frames' files whenever it is asked for; a folder given as `cache` keeps those of all spans, read once.
+    data set's may be given: its `split`, by default "training" where there is one. Without `cache` the actions of a
+    span are read from its frames' files whenever it is asked for; a folder given as `cache` keeps those of all spans,
+    read once.
     Nothing stays open, so a fork shares nothing.
 
     Raises: DataError for what is no CALVIN split, annotations that are damaged, or when no span has all its frames.
