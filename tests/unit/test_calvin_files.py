@@ -157,6 +157,17 @@ def test_a_frame_unlike_the_others_is_named(tmp_path: Path, change: dict[str, An
         source[0]
 
 
+def test_the_first_frame_must_have_rows_of_numbers(tmp_path: Path) -> None:
+    for change, message in (
+        ({"rel_actions": np.zeros((2, 7))}, r"rel_actions is float64 \(2, 7\), no row of numbers"),
+        ({"robot_obs": np.zeros(15, np.int64)}, r"robot_obs is int64 \(15,\), no row of numbers"),
+        ({"rel_actions": None}, "has no rel_actions, only actions, robot_obs"),
+    ):
+        folder = calvin.write_calvin(tmp_path / "training", changes={100: change})
+        with pytest.raises(DataError, match=rf"episode_0000100.npz: {message}"):
+            CalvinSource(folder)
+
+
 def test_damaged_frames_are_named(training: Path) -> None:
     path = training / "episode_0000110.npz"
     whole = path.read_bytes()

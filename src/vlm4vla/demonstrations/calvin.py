@@ -138,7 +138,11 @@ class CalvinSource:
             )
         if ACTION not in keys:
             raise self.files.damaged(first, f"has no {ACTION}, only {', '.join(keys)}")
-        return (ACTION, STATE) if STATE in keys else (ACTION,)
+        chosen = (ACTION, STATE) if STATE in keys else (ACTION,)
+        for key, array in zip(chosen, self.files.read(first, chosen), strict=True):
+            if array.ndim != 1 or array.dtype.kind != "f":
+                raise self.files.damaged(first, f"{key} is {array.dtype} {array.shape}, no row of numbers")
+        return chosen
 
     def _contents(self) -> dict[str, Any]:
         spread = self._frames[np.linspace(0, len(self._frames) - 1, _SIZES).astype(np.int64)]
