@@ -43,6 +43,14 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], made: argparse.Arg
         )
         return parser
 
+    def faulty(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--faulty",
+            choices=("error", "drop"),
+            default="error",
+            help="an episode with a fault: stop (default), or leave it out and say so",
+        )
+
     command("stats", stats, "Exact statistics of the actions, and how they differ from published ones.")
     parser = command("view", view, "A picture of frames and histograms: wrong cameras and flips are seen.")
     parser.add_argument(
@@ -51,8 +59,17 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], made: argparse.Arg
     parser.add_argument(
         "--shown", type=int, default=5, metavar="N", help="episodes on the picture; default 5"
     )
+    parser = command("check", check, "What is wrong: damaged frames, numbers that are none, missing words.")
+    parser.add_argument(
+        "--decode",
+        choices=("none", "sample", "all"),
+        default="sample",
+        help="which frames; default: three an episode",
+    )
+    parser.add_argument("--bound", type=float, metavar="X", help="largest magnitude an action may have")
     parser = command("convert", convert, "Write a LeRobotDataset v3.0, which LeRobot opens too.")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    faulty(parser)
     parser.add_argument("--video", action="store_true", help="H.264 instead of JPEGs: a tenth of the size")
     parser.add_argument("--fps", type=int, metavar="N", help="steps a second, where the files do not say")
     parser = add("make", make, "Demonstrations of the embedded benchmark, packed.", into=inner)
@@ -63,6 +80,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], made: argparse.Arg
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="default 2")
     parser = command("pack", pack, "Copy columns and frames into a folder that is read fastest.")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    faulty(parser)
     parser.add_argument(
         "--jpeg-quality", type=int, metavar="N", help="make JPEGs of raw frames; without it nothing is lost"
     )
@@ -178,6 +196,25 @@ def stats(options: argparse.Namespace) -> None:
         )
 
 
+def check(options: argparse.Namespace) -> None:
+    """Every fault with its place and remedy; an error of the command when there is one that spoils training."""
+    from vlm4vla.demonstrations.quality import examine
+
+    place, reader = _find(options)
+    report = examine(reader, decode=options.decode, bound=options.bound)
+    if options.json:
+        shown = {**dataclasses.asdict(report), "missing": dict(reader.missing)}
+        print(json.dumps({**shown, "counts": dict(report.counts)}, indent=1))
+    else:
+        for line in report.lines():
+            print(line)
+    if report.total("error"):
+        raise DataError(
+            f"{place.folder}: {report.total('error'):,} errors; `data pack ... --faulty drop` leaves such episodes "
+            "out"
+        )
+
+
 def view(options: argparse.Namespace) -> None:
     """A contact sheet."""
     from PIL import Image
@@ -252,7 +289,11 @@ def _made(options: argparse.Namespace, place: Place, reader: Reader) -> Iterator
         if not options.quiet and sys.stderr.isatty() and (count % 50 == 0 or count == total):
             print(f"\r{count:,} of {total:,} read", end="\n" if count == total else "", file=sys.stderr)
 
-    return demonstrations_of(place, reader, episodes=options.episodes, progress=show)
+    def drop(error: DataError) -> None:
+        print(f"left out: {error}", file=sys.stderr)
+
+    on_fault = drop if getattr(options, "faulty", "error") == "drop" else None
+    return demonstrations_of(place, reader, episodes=options.episodes, progress=show, on_fault=on_fault)
 
 
 def _actions(

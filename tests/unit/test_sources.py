@@ -256,3 +256,34 @@ def test_unknown_conventions_need_a_name(tmp_path: Path) -> None:
     assert find("packed", folder)[0].action_spec == tiny_trials.SPEC
     expected = ActionSpec(rotation="axis_angle", gripper="open_positive", unit="controller")
     assert find("packed", folder, actions="libero_10")[0].action_spec == expected
+
+
+def test_faults_are_found_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged picture stops a conversion, unless its episode is to be left out; then it is told."""
+    from PIL import Image as Pictures
+
+    folder = tmp_path / "mine"
+    for number in range(3):
+        (folder / str(number)).mkdir(parents=True)
+        for step in range(3):
+            image = np.full((16, 16, 3), 40 * step + number, dtype=np.uint8)
+            Pictures.fromarray(image).save(folder / str(number) / f"{step}.jpg")
+        np.save(folder / str(number) / "actions.npy", np.random.default_rng(number).normal(size=(3, 7)))
+    (folder / "episodes.csv").write_text("episode,instruction\n0,go\n1,go\n2,go\n")
+    where = ["folder", str(folder), "--actions", "calvin"]
+    assert main(["data", "check", *where, "--bound", "9"]) == 0
+    assert "errors 0" in capsys.readouterr().out
+
+    broken = folder / "1" / "2.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert main(["data", "check", *where, "--bound", "9", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["counts"]["undecodable"] == 1
+    assert "--faulty drop" in captured.err
+
+    assert main(["data", "convert", *where, str(tmp_path / "set"), "--fps", "5", "--video"]) == 1
+    assert "frame 2: cannot be decoded" in capsys.readouterr().err and not (tmp_path / "set").exists()
+    assert main(["data", "pack", *where, str(tmp_path / "packed"), "--faulty", "drop"]) == 0
+    told = capsys.readouterr()
+    assert "2 episodes" in told.out and "left out: " in told.err and "frame 2" in told.err
+    assert open_demonstrations(tmp_path / "packed").ids() == ["0", "2"]

@@ -86,20 +86,39 @@ def demonstrations_of(
     episodes: int = 0,
     tasks: Sequence[str] = (),
     progress: Progress | None = None,
+    on_fault: Callable[[DataError], None] | None = None,
 ) -> Iterator[tuple[int, Demonstration]]:
     """Recordings that stay after the transforms, with their index; `episodes` (0: all) are spread over the files.
 
-    Raises: DataError naming file and episode for whatever cannot be read.
+    With `on_fault` an episode that cannot be read, has a damaged frame or a number that is not finite is told and left
+    out; every frame is decoded for that. Raises: without it DataError naming file and episode.
     """
     transforms = transforms_named(place.transforms)
     count = len(reader)
     chosen = np.arange(count) if not 0 < episodes < count else np.arange(episodes) * count // episodes
     for done, index in enumerate(chosen.tolist(), start=1):
-        recording = apply(transforms, _recording(reader[index]))
+        recording = None
+        try:
+            recording = apply(transforms, _recording(reader[index]))
+            if on_fault and recording is not None:
+                _look_at(recording)
+        except DataError as error:
+            if on_fault is None:
+                raise
+            recording = None
+            on_fault(error)
         if recording is not None and (not tasks or task_of(recording) in tasks):
             yield index, demonstration(recording)
         if progress:
             progress(done, len(chosen))
+
+
+def _look_at(recording: Recording) -> None:
+    """Raises: DataError for a frame that cannot be decoded or an action that is not finite."""
+    if not np.isfinite(recording.actions).all():
+        raise DataError(f"{recording.id}: an action is not finite")
+    for _ in recording.images:
+        pass
 
 
 def _recording(found: Recording | Demonstration) -> Recording:
