@@ -16,7 +16,7 @@ from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import DataError
 from vlm4vla.demonstrations.calvin import CalvinSource
 from vlm4vla.demonstrations.indexed import find, write_indexed
-from vlm4vla.demonstrations.pickled import plain, read_pickled
+from vlm4vla.demonstrations.pickled import plain, read_array, read_pickled
 from vlm4vla.demonstrations.recordings import FrameReader, Reader, Recording
 
 FEW = calvin.SPANS
@@ -147,7 +147,7 @@ def test_scenes_are_told_where_the_file_can_be_right(tmp_path: Path) -> None:
         ({"rel_actions": None}, "There is no item named 'rel_actions.npy'"),
         ({"rel_actions": np.zeros(6)}, r"rel_actions is float64 \(6,\), in other frames float64 \(7,\)"),
         ({"rel_actions": np.zeros(7, np.float32)}, r"rel_actions is float32 \(7,\), in other frames float64"),
-        ({"robot_obs": np.array([{}], dtype=object)}, "robot_obs holds Python objects"),
+        ({"robot_obs": np.array([{}], dtype=object)}, "robot_obs: it holds Python objects"),
     ],
 )
 def test_a_frame_unlike_the_others_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -293,6 +293,29 @@ def test_what_numpy_pickles_is_read_without_unpickling(tmp_path: Path, protocol:
         assert isinstance(expected, np.ndarray)
         assert read.dtype == expected.dtype
         np.testing.assert_array_equal(read, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, ">f4", np.uint8, np.bool_])
+def test_arrays_are_read_as_numpy_reads_them(dtype: Any) -> None:
+    values = np.random.default_rng(0).integers(0, 2, (3, 4, 5)).astype(dtype)
+    for array in (values, values.T, values[0, 0], values[0, 0, 0], values[:0]):
+        stream = io.BytesIO()
+        np.save(stream, array)
+        read = read_array(stream.getvalue())
+        assert read.dtype == array.dtype
+        np.testing.assert_array_equal(read, array)
+
+
+@pytest.mark.parametrize(
+    "change", [(b"}", b")"), (b"<f8", b"<f9"), (b"(2, 3)", b"(2, 4)"), (b"NUMPY", b"numpy")]
+)
+def test_arrays_with_a_damaged_header_are_refused(change: tuple[bytes, bytes]) -> None:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((2, 3)))
+    damaged = stream.getvalue().replace(*change)
+    for data in (damaged, stream.getvalue()[:-1], stream.getvalue()[:20]):
+        with pytest.raises(ValueError, match=r"header|reshape|no array|understood|multiple"):
+            read_array(data)
 
 
 class Calls:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -18,15 +17,13 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from vlm4vla.core.errors import DataError
+from vlm4vla.demonstrations.pickled import read_array
 
 _LARGEST = 64 * 2**20
 """Bytes of one member beyond which it is no frame but damage (a 200 x 200 picture has 0.12 MB)."""
+_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _BLOCK = 5_000
 _THREADS = 8
-_READ_HEADER = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 Progress = Callable[[int, int], None]
 """Called with how many frames were read, and of how many."""
@@ -77,7 +74,7 @@ class FrameFiles:
         try:
             with zipfile.ZipFile(self.path(number)) as archive:
                 return [name.removesuffix(".npy") for name in archive.namelist()]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise self.damaged(number, str(error)) from error
 
     def read(self, number: int, keys: Sequence[str]) -> list[Shaped[np.ndarray, "..."]]:
@@ -90,7 +87,7 @@ class FrameFiles:
                 return [_array(archive, key) for key in keys]
         except KeyError as error:
             raise self.damaged(number, str(error.args[0])) from error
-        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except _DAMAGE as error:
             raise self.damaged(number, str(error)) from error
 
     def damaged(self, number: int, reason: str) -> DataError:
@@ -105,16 +102,10 @@ def _array(archive: zipfile.ZipFile, key: str) -> Shaped[np.ndarray, "..."]:
     member = archive.getinfo(f"{key}.npy")
     if member.file_size > _LARGEST:
         raise ValueError(f"{key} has {member.file_size:,} bytes")
-    stream = io.BytesIO(archive.read(member))
-    version = np.lib.format.read_magic(stream)
-    if version not in _READ_HEADER:
-        raise ValueError(f"{key} is written in version {version} of .npy")
-    shape, fortran, dtype = _READ_HEADER[version](stream)
-    if dtype.hasobject:
-        raise ValueError(f"{key} holds Python objects")
-    return np.frombuffer(stream.getbuffer()[stream.tell() :], dtype).reshape(
-        shape, order="F" if fortran else "C"
-    )
+    try:
+        return read_array(archive.read(member))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def read_rows(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vlm4vla.core.errors import DataError
-from vlm4vla.demonstrations.pickled import plain, read_pickled
+from vlm4vla.demonstrations.pickled import plain, read_array, read_pickled
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,10 @@ def read_scenes(folder: Path) -> Scenes:
             name: [operator.index(plain(n)) for n in plain(ends)] for name, ends in read_pickled(path).items()
         }
         ranges = {name: (first, last) for name, (first, last) in found.items()}
-        stretches = np.load(play, allow_pickle=False) if play.exists() else np.empty((0, 2), np.int64)
+        stretches = read_array(play.read_bytes()) if play.exists() else np.empty((0, 2), np.int64)
         scenes = Scenes(ranges)
         trusted = all(scenes.get(int(first), int(last) + 1) for first, last in stretches)
-    except (DataError, TypeError, ValueError, OSError, EOFError) as error:
+    except (DataError, TypeError, ValueError, OSError) as error:
         raise DataError(
             f"{path} or {play.name}: cannot be read ({error}). Unpack it again, or delete scene_info.npy: scenes are "
             "then unknown"
