@@ -123,6 +123,11 @@ def test_small_sign_flip_tests_are_scipys(first: list[int], seed: int) -> None:
     assert found.difference.value == pytest.approx(float(np.mean(first) - second.mean()))
 
 
+def test_equal_scores_do_not_differ() -> None:
+    found = paired_difference(np.ones(3), np.ones(3), resamples=50)
+    assert found.p_value == 1 and found.difference.low == found.difference.high == 0
+
+
 def test_intervals_of_differences_cover_the_truth() -> None:
     rng = np.random.default_rng(3)
     covered = 0

@@ -163,7 +163,9 @@ def paired_difference(
     low, high = np.quantile(difference[picks].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     moved = difference[difference != 0]
     observed = abs(moved.sum()) - 1e-9
-    if len(moved) <= 12:
+    if not len(moved):
+        p = 1.0
+    elif len(moved) <= 12:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(moved)))).reshape(-1, len(moved))
         p = float((np.abs(signs @ moved) >= observed).mean())
     else:
