@@ -22,6 +22,12 @@ class BenchmarkEntry:
     """Argument of the factory -> field of EvaluationRecipe that fills it."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What the name itself decides; a recipe that has such a field must agree."""
+    simulator: str | None = None
+    """Its name among `simulators.SIMULATORS`, where it is another's."""
+    per_worker: int | None = None
+    """Environments that one process can have; None: any number."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of a recipe that differ from the recipe's own defaults."""
 
 
 _TABLETOP = "vlm4vla.benchmarks.tabletop.benchmark:Tabletop"
@@ -40,6 +46,13 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
     "tabletop-chain": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS | _LOOK),
     "tabletop-chain-a": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS, arguments={"look": "A"}),
     "tabletop-chain-d": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS, arguments={"look": "D"}),
+    "calvin-abc-d": BenchmarkEntry(
+        factory="vlm4vla.benchmarks.calvin.benchmark:Calvin",
+        fields={"episodes": "episodes_per_task", "renderer": "renderer"},
+        simulator="calvin",
+        per_worker=1,
+        defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
+    ),
 }
 
 

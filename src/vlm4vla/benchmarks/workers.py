@@ -28,7 +28,8 @@ from vlm4vla.core.errors import SimulatorError
 from vlm4vla.core.interfaces import Benchmark, Environment, LazyEnvironment
 from vlm4vla.core.types import EpisodeSpec
 
-_SOURCE_ROOT = str(Path(__file__).parents[2])
+SOURCE_ROOT = str(Path(__file__).parents[2])
+"""Where this package is, for a Python that does not have it."""
 # Our own interpreter gets exactly our import path; a foreign one keeps its own and finds this package after it.
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from vlm4vla.benchmarks.workers import main; main()"
 _BOOT_FOREIGN = "import sys; sys.path += sys.argv[2:]; from vlm4vla.benchmarks.workers import main; main()"
@@ -151,7 +152,7 @@ class WorkerProcess:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [*start, str(theirs.fileno()), *(own_path if python is None else [_SOURCE_ROOT])],
+                    [*start, str(theirs.fileno()), *(own_path if python is None else [SOURCE_ROOT])],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=self._output,

@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from vlm4vla.backbones.registry import resolve
-from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
+from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.recipes import DemonstrationRecipe, Trial, check_policy, check_train, normalization_step
 from vlm4vla.demonstrations import sources
@@ -65,12 +66,15 @@ def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None
                 "Make some with `vlm4vla models build-tiny` and name their folder."
             )
     for recipe in trial.evaluations if evaluated else ():
-        if recipe.benchmark in PAPER_BENCHMARKS.values():
+        if recipe.benchmark in PAPER_BENCHMARKS.values() and recipe.benchmark not in BENCHMARKS:
             raise RecipeError(
                 f"the benchmark {recipe.benchmark!r} cannot be played by this version: `--no-evaluate` trains, "
                 "`--plan` prints the recipe, and `vlm4vla train tabletop` does both on a benchmark that is here"
             )
         make_benchmark(recipe)
+        entry = BENCHMARKS.get(recipe.benchmark)
+        if entry and entry.simulator:
+            interpreter(entry.simulator)
         if not 1 <= recipe.execute <= trial.policy.horizon:
             raise RecipeError(
                 f"an evaluation of {trial.name!r} executes {recipe.execute} actions of each chunk, but the policy "

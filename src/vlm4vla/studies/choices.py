@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from vlm4vla.benchmarks.registry import load
+from vlm4vla.benchmarks.registry import BENCHMARKS, load
 from vlm4vla.core.errors import RecipeError, unknown_name
 from vlm4vla.core.recipes import EvaluationRecipe, Trial, override
 from vlm4vla.studies.presets import PRESETS
@@ -55,6 +55,8 @@ def chosen_evaluation(options: argparse.Namespace, base: Sequence[EvaluationReci
     changes: dict[str, Any] = {"benchmark": benchmark, "look": look}
     if benchmark[-2:] in ("-a", "-d") and not options.look:
         changes["look"] = benchmark[-1].upper()
+    if benchmark != recipe.benchmark and benchmark in BENCHMARKS:
+        changes |= BENCHMARKS[benchmark].defaults
     if "chain" in benchmark:
         changes["tasks"] = ()
     if options.tasks is not None:

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
+from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.core.actions import ActionSpec, require_same
 from vlm4vla.core.errors import RecipeError, RunError, VLAError, unknown_name
 from vlm4vla.core.interfaces import ChunkPredictor
@@ -161,14 +162,20 @@ def run_evaluation(
         != recipe
     ):
         raise RunError(f"{where / 'evaluation.json'}: was changed by hand; delete {where} to evaluate again")
+    entry = BENCHMARKS.get(recipe.benchmark)
+    python = interpreter(entry.simulator) if entry and entry.simulator else None
+    # Others step while one batch is predicted; in one process nothing happens at the same time.
+    environments = 2 * BATCH if resources.workers else BATCH
+    if entry and entry.per_worker:
+        environments = entry.per_worker * max(1, resources.workers)
     play = partial(
         evaluate,
         predictor,
         benchmark,
         execute=recipe.execute,
         folder=where,
-        # Others step while one batch is predicted; in one process nothing happens at the same time.
-        environments=2 * BATCH if resources.workers else BATCH,
+        environments=environments,
+        python=python,
         workers=resources.workers,
         videos=resources.videos,
         progress=resources.progress,

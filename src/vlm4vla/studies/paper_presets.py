@@ -132,7 +132,8 @@ def _trial(
                 look="",
                 episodes_per_task=0,
                 execute=execute,
-                image_size=224,
+                image_size=200 if on_calvin else 224,
+                renderer="egl",
             )
             for execute in executes
         ),

@@ -1,0 +1,1 @@
+"""CALVIN ABC-D on PyBullet: scenes, control, camera, oracle and protocol, without CALVIN's own code."""

@@ -1,0 +1,166 @@
+"""`calvin-abc-d`: 1,000 chains of five tasks in scene D, which training on A, B and C never shows (Paper 3.3)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from vlm4vla.benchmarks.calvin.oracle import TASKS
+from vlm4vla.benchmarks.calvin.sequences import chains, initial_state, instructions
+from vlm4vla.benchmarks.calvin.world import SCENES, State, World
+from vlm4vla.benchmarks.simulators import simulator_folder
+from vlm4vla.core.actions import ActionSpec
+from vlm4vla.core.errors import RecipeError, SimulatorError
+from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
+
+VERSION = "v1"
+ACTION_SPEC = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="controller")
+MAX_STEPS = 360
+"""Of one task."""
+SIDE = 200
+"""Pixels of the static camera, as the data set has it."""
+_LOOK_FROM = (2.871459009488717, -2.166602199425597, 2.555159848480571)
+_LOOK_AT = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
+_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
+_FIELD, _NEAR, _FAR = 10, 0.01, 10
+RENDERERS = ("egl", "tiny")
+"""The data set was drawn with EGL; TinyRenderer needs no OpenGL, and its pictures differ by 20 grey levels."""
+
+
+class Calvin:
+    """The published chains, in their order; `episodes` of them (0: all)."""
+
+    action_spec = ACTION_SPEC
+
+    def __init__(self, episodes: int = 0, *, renderer: str = "egl", scene: str = "D") -> None:
+        """Raises: RecipeError for a renderer or scene that there is not, or more episodes than chains."""
+        if renderer not in RENDERERS:
+            raise RecipeError(f"CALVIN is drawn with {' or '.join(RENDERERS)}, not with {renderer!r}")
+        if scene not in SCENES:
+            raise RecipeError(f"CALVIN has the scenes {', '.join(SCENES)}, not {scene!r}")
+        if not 0 <= episodes <= len(chains()):
+            raise RecipeError(
+                f"CALVIN has {len(chains()):,} chains; evaluation.episodes_per_task is {episodes}"
+            )
+        self._count, self._renderer, self._scene = episodes or len(chains()), renderer, scene
+        drawn = "" if renderer == "egl" else f"-{renderer}"
+        name = "calvin-abc-d" if scene == "D" else f"calvin-{scene.lower()}"
+        self.name = f"{name}{drawn}-{VERSION}"
+
+    def episodes(self) -> Sequence[EpisodeSpec]:
+        """One per chain; its goals are what a policy is told, one after the other."""
+        told = instructions()
+        return tuple(
+            EpisodeSpec(
+                id=f"{self.name}/{number:04d}",
+                goals=tuple(Goal(task=task, instruction=told[task], tier="chain") for task in chain.tasks),
+                max_steps_per_goal=MAX_STEPS,
+                setup={"condition": dict(chain.condition)},
+            )
+            for number, chain in enumerate(chains()[: self._count])
+        )
+
+    def make_environment(self) -> CalvinEnvironment:
+        """Raises: SimulatorError when PyBullet or CALVIN's models are not there."""
+        return CalvinEnvironment(self._scene, self._renderer)
+
+    def recipe(self) -> tuple[str, Mapping[str, Any]]:
+        """For a worker."""
+        arguments = {"episodes": self._count, "renderer": self._renderer, "scene": self._scene}
+        return f"{Calvin.__module__}:{Calvin.__name__}", arguments
+
+
+class CalvinEnvironment:
+    """One scene. Every reset builds the world anew, so that an episode does not depend on those before it."""
+
+    def __init__(self, scene: str = "D", renderer: str = "egl") -> None:
+        assets = simulator_folder("calvin") / "data"
+        if not (assets / "franka_panda").is_dir():
+            raise SimulatorError(
+                f"{assets}: CALVIN's models are not there. `vlm4vla simulators install calvin` fetches them, "
+                "`--from FOLDER` takes a copy (github.com/mees/calvin_env, folder data)"
+            )
+        self._client = _connect(renderer)
+        self._renderer = renderer
+        self.world = World(self._client, scene, assets)
+        self._goals: tuple[Goal, ...] = ()
+        self._completed = 0
+        self._view = self._client.computeViewMatrix(_LOOK_FROM, _LOOK_AT, _UP)
+        self._projection = self._client.computeProjectionMatrixFOV(_FIELD, 1, _NEAR, _FAR)
+        self._drawn = False
+
+    def reset(self, episode: EpisodeSpec) -> Observation:
+        """Build the desk as the chain finds it."""
+        self.begin(*initial_state(episode.setup["condition"]), goals=episode.goals)
+        return self.observe()
+
+    def begin(self, robot_obs: Any, scene_obs: Any, *, goals: Sequence[Goal], seed: int = 0) -> None:
+        """Build the desk in any state."""
+        self.world.build(np.asarray(robot_obs), np.asarray(scene_obs), seed=seed)
+        self._goals, self._completed = tuple(goals), 0
+        self._start: State = self.world.state()
+
+    def step(self, action: Float32[np.ndarray, "7"]) -> Step:
+        """One action of 1/30 s."""
+        completed = self.advance(action)
+        return Step(self.observe(), completed)
+
+    def advance(self, action: Float32[np.ndarray, "7"]) -> int:
+        """The same without a picture, which costs six times as much as the physics."""
+        if not np.isfinite(action).all():
+            raise SimulatorError(f"the action {np.asarray(action).tolist()} is not finite")
+        self.world.act(action)
+        if self._completed < len(self._goals):
+            now = self.world.state()
+            if TASKS[self._goals[self._completed].task](self._start, now, self.world):
+                self._completed += 1
+                self._start = now
+        return self._completed
+
+    def observe(self) -> Observation:
+        """The static camera, 200 x 200, and what is to be done now."""
+        if not self._drawn:  # the first picture of an OpenGL context has no shadows
+            self._drawn = True
+            self._picture()
+        current = self._goals[min(self._completed, len(self._goals) - 1)]
+        return Observation(self._picture(), current.instruction)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.disconnect()
+
+    def _picture(self) -> UInt8[np.ndarray, "200 200 3"]:
+        p = self._client
+        kind = p.ER_BULLET_HARDWARE_OPENGL if self._renderer == "egl" else p.ER_TINY_RENDERER
+        pixels = p.getCameraImage(
+            SIDE, SIDE, self._view, self._projection, renderer=kind, flags=p.ER_NO_SEGMENTATION_MASK
+        )[2]
+        return np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8).reshape(SIDE, SIDE, 4)[:, :, :3])
+
+
+def _connect(renderer: str) -> Any:
+    """A PyBullet client of its own, with its OpenGL where that is asked for."""
+    try:
+        import pybullet
+        from pybullet_utils.bullet_client import BulletClient
+    except ImportError as error:
+        raise SimulatorError(
+            "CALVIN needs PyBullet: `vlm4vla simulators install calvin`, or pip install 'vlm4vla[calvin]'"
+        ) from error
+    client = BulletClient(connection_mode=pybullet.DIRECT, options=f"--width={SIDE} --height={SIDE}")
+    if renderer == "egl":
+        os.environ.setdefault("EGL_PLATFORM", "surfaceless")
+        spec = importlib.util.find_spec("eglRenderer")
+        origin = spec.origin if spec is not None else None
+        plugin = client.loadPlugin(origin, "_eglRendererPlugin") if origin else -1
+        if plugin < 0:
+            raise SimulatorError(
+                "PyBullet's EGL renderer does not load: install Mesa's EGL (Debian: libegl1 libgl1-mesa-dri), or use "
+                "evaluation.renderer=tiny, whose pictures differ"
+            )
+    return client

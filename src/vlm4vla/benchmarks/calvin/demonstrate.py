@@ -1,0 +1,193 @@
+"""Scripted demonstrations as CALVIN lays its data out: frames as npz, sentences for spans of them.
+
+    python -m vlm4vla.benchmarks.calvin.demonstrate OUT --scenes ABC --episodes 300
+
+Every demonstration begins at a random desk, never at a state that the benchmark begins with, and takes noisy steps; the
+action that is written down is the expert's for the state that was seen. `scripted.json` says what this is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from vlm4vla.benchmarks.calvin.benchmark import CalvinEnvironment
+from vlm4vla.benchmarks.calvin.expert import PLANS, actions, fresh_state, possible
+from vlm4vla.benchmarks.calvin.sequences import instructions
+from vlm4vla.core.errors import SimulatorError
+from vlm4vla.core.types import Goal
+
+_TRIES = 40
+_NOISE = 0.25
+"""Standard deviation of what is added to the executed movement, in units of the action."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scripted:
+    """One solved task."""
+
+    task: str
+    scene: str
+    images: list[UInt8[np.ndarray, "200 200 3"]]
+    actions: Float32[np.ndarray, "steps 7"]
+    robot_obs: Float[np.ndarray, "steps 15"]
+    scene_obs: Float[np.ndarray, "steps 24"]
+
+
+def demonstrations(
+    scenes: Sequence[str], tasks: Sequence[str], count: int, *, seed: int = 0, renderer: str = "egl"
+) -> Iterator[Scripted]:
+    """`count` of them, tasks and scenes taking turns; attempts that fail are drawn again. A function of (seed, index).
+
+    Raises: SimulatorError when a task fails again and again, or is not one of the expert's.
+    """
+    unknown = [task for task in tasks if task not in PLANS]
+    if unknown:
+        raise SimulatorError(f"the expert cannot {unknown[0]!r}; it can {', '.join(PLANS)}")
+    for scene_number, scene in enumerate(scenes):
+        environment = CalvinEnvironment(scene, renderer)
+        for index in range(scene_number, count, len(scenes)):
+            task = tasks[(index // len(scenes)) % len(tasks)]
+            yield _one(environment, scene, task, (seed, index))
+        environment.close()
+
+
+def _one(environment: CalvinEnvironment, scene: str, task: str, seed: tuple[int, int]) -> Scripted:
+    goal = [Goal(task=task, instruction=instructions()[task])]
+    for attempt in range(_TRIES):
+        rng = np.random.default_rng([*seed, attempt])
+        robot, desk = fresh_state(environment.world, rng)
+        if not possible(task, desk):
+            continue
+        environment.begin(robot, desk, goals=goal, seed=int(rng.integers(1 << 31)))
+        found = _play(environment, task, rng)
+        if found is not None:
+            images, made, robots, desks = found
+            return Scripted(
+                task=task,
+                scene=scene,
+                images=images,
+                actions=np.stack(made),
+                robot_obs=np.stack(robots),
+                scene_obs=np.stack(desks),
+            )
+    raise SimulatorError(f"the expert failed {_TRIES} times at {task!r} in scene {scene} (seed {seed})")
+
+
+def _play(environment: CalvinEnvironment, task: str, rng: np.random.Generator) -> Any:
+    images, made, robots, desks = [], [], [], []
+    world = environment.world
+    for action in actions(task, world):
+        images.append(environment.observe().image)
+        made.append(action)
+        robots.append(world.robot_obs())
+        desks.append(world.scene_obs())
+        executed = action.copy()
+        executed[:3] += (_NOISE * rng.normal(size=3) * np.abs(action[:3]).max()).astype(np.float32)
+        if environment.advance(executed.clip(-1, 1)):
+            return images, made, robots, desks
+    return None
+
+
+def write(made: Iterator[Scripted], folder: Path, *, note: str) -> int:
+    """Write a split in CALVIN's layout, whole or not at all; returns how many demonstrations."""
+    if folder.exists():
+        raise SimulatorError(f"{folder}: exists already; delete it or choose another folder")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "lang_annotations").mkdir(parents=True)
+    spans: list[tuple[int, int]] = []
+    scenes: dict[str, list[int]] = {}
+    sentences, tasks, number = [], [], 0
+    try:
+        for demonstration in made:
+            first = number
+            for step, image in enumerate(demonstration.images):
+                np.savez_compressed(
+                    partial / f"episode_{number:07d}.npz",
+                    rgb_static=image,
+                    rel_actions=demonstration.actions[step].astype(np.float64),
+                    robot_obs=demonstration.robot_obs[step],
+                    scene_obs=demonstration.scene_obs[step],
+                )
+                number += 1
+            spans.append((first, number))
+            sentences.append(instructions()[demonstration.task])
+            tasks.append(demonstration.task)
+            begun = scenes.setdefault(f"calvin_scene_{demonstration.scene}", [first, number - 1])
+            begun[1] = number - 1
+        annotations = {"language": {"ann": sentences, "task": tasks}, "info": {"episodes": [], "indx": spans}}
+        np.save(partial / "lang_annotations" / "auto_lang_ann.npy", np.array(annotations, dtype=object))
+        np.save(partial / "ep_start_end_ids.npy", np.array([(a, b - 1) for a, b in spans], dtype=np.int64))
+        np.save(partial / "scene_info.npy", np.array(scenes, dtype=object))
+        (partial / "scripted.json").write_text(json.dumps({"scripted": True, "note": note}, indent=1))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return len(spans)
+
+
+def check() -> dict[str, Any]:
+    """Build, draw and solve a task in every scene: what `vlm4vla simulators check` tells."""
+    import pybullet
+
+    found: dict[str, Any] = {"pybullet": pybullet.getAPIVersion(), "numpy": np.__version__, "scenes": {}}
+    for scene in "ABCD":
+        environment = CalvinEnvironment(scene)
+        robot, desk = fresh_state(environment.world, np.random.default_rng(0))
+        desk[5] = 0
+        goal = Goal(task="turn_on_led", instruction=instructions()["turn_on_led"])
+        environment.begin(robot, desk, goals=[goal])
+        image = environment.observe().image
+        solved = any(environment.advance(action) for action in actions("turn_on_led", environment.world))
+        found["scenes"][scene] = {"brightness": float(image.mean()), "solved": solved}
+        environment.close()
+    found["works"] = all(s["solved"] and 60 < s["brightness"] < 220 for s in found["scenes"].values())
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a data set, or with `--check` say whether CALVIN works here; figures on the last line as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m vlm4vla.benchmarks.calvin.demonstrate")
+    parser.add_argument("out", type=Path, nargs="?", help="the folder to write; the split is its `training`")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--scenes", default="ABC")
+    parser.add_argument("--tasks", default="", help="separated by commas; default: all 15 of the expert")
+    parser.add_argument("--episodes", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--renderer", default="egl")
+    options = parser.parse_args(arguments)
+    try:
+        if options.check:
+            print(json.dumps(check()))
+            return 0
+        if options.out is None:
+            parser.error("a folder to write is needed")
+        tasks = [task for task in options.tasks.split(",") if task] or list(PLANS)
+        made = demonstrations(
+            options.scenes, tasks, options.episodes, seed=options.seed, renderer=options.renderer
+        )
+        note = (
+            f"scripted expert, scenes {options.scenes}, seed {options.seed}: not CALVIN's own demonstrations"
+        )
+        count = write(made, options.out / "training", note=note)
+    except SimulatorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps({"folder": str(options.out), "demonstrations": count}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Simulators beside this package: each with an environment of its own, so that no simulator's pins meet another's.
+
+VLM4VLA_SIMULATORS/NAME/       by default in the user's cache folder
+  venv/                        its Python and packages
+  data/ ...                    its models, from where their authors publish them
+  installed.json               written last: what was installed
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm4vla.core.errors import SimulatorError, unknown_name
+
+_INSTALLED = "installed.json"
+_WORKER = ("numpy", "jaxtyping")
+"""What our side of a worker needs beside the simulator."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulator:
+    """How one is installed."""
+
+    name: str
+    module: str
+    """Importing it says that it is there."""
+    requirements: tuple[str, ...]
+    """Exact versions."""
+    pythons: tuple[tuple[int, int], ...]
+    """Versions of Python it has packages for."""
+    source: str
+    """A git repository that holds its models; empty: its packages do."""
+    commit: str
+    needed: tuple[str, ...]
+    """Folders of that repository, or of a copy of it, that are taken over."""
+    licence: str
+    benchmark: str
+    """Whose first episode `check` plays."""
+
+
+SIMULATORS: Mapping[str, Simulator] = {
+    entry.name: entry
+    for entry in (
+        Simulator(
+            name="calvin",
+            module="pybullet",
+            requirements=("pybullet==3.2.7",),
+            pythons=((3, 11),),
+            source="https://github.com/mees/calvin_env",
+            commit="797142c588c21e76717268b7b430958dbd13bf48",
+            needed=("data",),
+            licence="MIT",
+            benchmark="calvin-abc-d",
+        ),
+    )
+}
+
+
+def simulator_folder(name: str) -> Path:
+    """`VLM4VLA_SIMULATORS/name`, by default in the user's cache folder; need not exist."""
+    base = os.environ.get("VLM4VLA_SIMULATORS")
+    if base:
+        return Path(base) / name
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "vlm4vla" / "simulators" / name
+
+
+def simulator(name: str) -> Simulator:
+    """Raises: RecipeError with the nearest names."""
+    if name not in SIMULATORS:
+        raise unknown_name("simulator", name, SIMULATORS)
+    return SIMULATORS[name]
+
+
+def interpreter(name: str) -> str | None:
+    """The Python that has a simulator; None: this one. Raises: SimulatorError when none has."""
+    entry = simulator(name)
+    if importlib.util.find_spec(entry.module) is not None:
+        return None
+    python = simulator_folder(name) / "venv" / "bin" / "python"
+    if python.exists() and (simulator_folder(name) / _INSTALLED).exists():
+        return str(python)
+    raise SimulatorError(f"{name} is not installed: `vlm4vla simulators install {name}`")
+
+
+def state(name: str) -> dict[str, Any]:
+    """What is there of a simulator."""
+    entry, folder = simulator(name), simulator_folder(name)
+    marker = folder / _INSTALLED
+    installed = None
+    if marker.exists():
+        try:
+            installed = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError:
+            installed = {"damaged": str(marker)}
+    return {
+        "name": name,
+        "folder": str(folder),
+        "here": importlib.util.find_spec(entry.module) is not None,
+        "installed": installed,
+        "models": all((folder / part).is_dir() for part in entry.needed),
+        "licence": entry.licence,
+    }
+
+
+def install(
+    name: str, *, copy_from: Path | None = None, here: bool = False, say: Say = print, url: str | None = None
+) -> Path:
+    """Install a simulator and its models; what is there already is not done again.
+
+    `copy_from` is an offline copy of its repository; `here` installs the packages into this Python instead of one of
+    its own; `url` is another place of the repository. Nothing passes for installed before all is there.
+
+    Raises: SimulatorError with what failed and what to do.
+    """
+    entry, folder = simulator(name), simulator_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / _INSTALLED
+    wanted = {"requirements": list(entry.requirements), "commit": entry.commit, "here": here}
+    if not all((folder / part).is_dir() for part in entry.needed):
+        _models(entry, folder, copy_from, url or entry.source, say)
+    found = state(name)["installed"] or {}
+    if {key: found.get(key) for key in wanted} == wanted:
+        say(f"{name} is installed: {folder}")
+        return folder
+    marker.unlink(missing_ok=True)
+    python = sys.executable if here else _environment(entry, folder, say)
+    say(f"{name}: packages {', '.join(entry.requirements)}")
+    frozen = _packages(entry, python, here)
+    partial = folder / f".{_INSTALLED}.partial"
+    partial.write_text(json.dumps({**wanted, "packages": frozen}, indent=1), encoding="utf-8")
+    partial.rename(marker)
+    say(f"{name} is installed: {folder}")
+    return folder
+
+
+def _packages(entry: Simulator, python: str, here: bool) -> list[str]:
+    """Install; the exact versions of all that is there then."""
+    ours = [] if here else list(_WORKER)
+    _run(
+        [python, "-m", "pip", "install", "--quiet", *entry.requirements, *ours], f"{entry.name}: its packages"
+    )
+    return _run([python, "-m", "pip", "freeze"], f"{entry.name}: listing its packages").splitlines()
+
+
+def _models(entry: Simulator, folder: Path, copy_from: Path | None, url: str, say: Say) -> None:
+    partial = folder / ".models.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        if copy_from is None:
+            say(f"{entry.name}: models from {url} ({entry.licence})")
+            partial.mkdir()
+            _run(["git", "init", "--quiet", str(partial)], f"{entry.name}: git")
+            fetch = ["git", "-C", str(partial), "fetch", "--quiet", "--depth", "1", url, entry.commit]
+            _run(fetch, f"{entry.name}: fetching {url} (without a network, --from FOLDER takes a copy)")
+            _run(["git", "-C", str(partial), "checkout", "--quiet", "FETCH_HEAD"], f"{entry.name}: git")
+        else:
+            say(f"{entry.name}: models from {copy_from}")
+            missing = [part for part in entry.needed if not (copy_from / part).is_dir()]
+            if missing:
+                raise SimulatorError(
+                    f"{copy_from}: has no folder {missing[0]!r}; give a copy of {entry.source}"
+                )
+            for part in entry.needed:
+                shutil.copytree(copy_from / part, partial / part)
+        for part in entry.needed:
+            if not (partial / part).is_dir():
+                raise SimulatorError(f"{url}: has no folder {part!r} at {entry.commit[:7]}")
+            shutil.rmtree(folder / part, ignore_errors=True)
+            (partial / part).rename(folder / part)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _environment(entry: Simulator, folder: Path, say: Say) -> str:
+    """An empty environment of the right Python."""
+    python = _python(entry)
+    target = folder / "venv"
+    say(f"{entry.name}: environment {target}")
+    if python == sys.executable:
+        venv.create(target, with_pip=True, clear=True)
+    else:
+        _run([python, "-m", "venv", "--clear", str(target)], f"{entry.name}: an environment")
+    return str(target / "bin" / "python")
+
+
+def _python(entry: Simulator) -> str:
+    if sys.version_info[:2] in entry.pythons:
+        return sys.executable
+    for major, minor in entry.pythons:
+        found = shutil.which(f"python{major}.{minor}")
+        if found:
+            return found
+    versions = ", ".join(f"{major}.{minor}" for major, minor in entry.pythons)
+    raise SimulatorError(
+        f"{entry.name} has packages for Python {versions} only, and none of them is on the path"
+    )
+
+
+def _run(command: list[str], what: str) -> str:
+    """Output of a command. Raises: SimulatorError with the end of what it said."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise SimulatorError(f"{what}: {error}") from error
+    if done.returncode:
+        told = (done.stderr or done.stdout).strip().splitlines()
+        raise SimulatorError(f"{what} failed: {' / '.join(told[-3:]) or f'code {done.returncode}'}")
+    return done.stdout

@@ -1,0 +1,124 @@
+"""`vlm4vla simulators`: install them, look at them, make demonstrations with them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from vlm4vla.core.errors import SimulatorError
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """`add` makes a command as the rest of the command line does."""
+    made = add("simulators", listing, "Simulators beside Tabletop: install, check, make demonstrations.")
+    inner = made.add_subparsers(metavar="")
+    made = add("install", install, "Into an environment of its own, with exact versions.", into=inner)
+    made.add_argument("name", metavar="NAME", help="calvin")
+    made.add_argument(
+        "--from", dest="copy", type=Path, metavar="FOLDER", help="an offline copy of its models"
+    )
+    made.add_argument("--url", metavar="URL", help="another place of its repository")
+    made.add_argument("--here", action="store_true", help="packages into this Python, not one of its own")
+    made = add("check", check, "Build, draw and solve something: does it work here?", into=inner)
+    made.add_argument("name", metavar="NAME", help="calvin")
+    made = add(
+        "demonstrate", demonstrate, "Scripted demonstrations in the benchmark's own format.", into=inner
+    )
+    made.add_argument("name", metavar="NAME", help="calvin")
+    made.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    made.add_argument("--episodes", type=int, default=150, metavar="N", help="default 150")
+    made.add_argument("--scenes", default="ABC", help="CALVIN's; default ABC, what is evaluated is D")
+    made.add_argument("--tasks", default="", metavar="NAME,NAME", help="default: all that the expert can do")
+    made.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def listing(options: argparse.Namespace) -> None:
+    """What is there."""
+    from vlm4vla.benchmarks.simulators import SIMULATORS, state
+    from vlm4vla.reports.tables import Table
+
+    states = [state(name) for name in SIMULATORS]
+    if options.json:
+        print(json.dumps(states, indent=1))
+        return
+    rows = tuple(
+        (
+            s["name"],
+            "here" if s["here"] else "its own" if s["installed"] else "not installed",
+            "there" if s["models"] else "missing",
+            s["licence"],
+            s["folder"],
+        )
+        for s in states
+    )
+    print(Table("Simulators", ("name", "packages", "models", "licence", "folder"), rows).text(width=120))
+
+
+def install(options: argparse.Namespace) -> None:
+    """Packages and models."""
+    from vlm4vla.benchmarks.simulators import install as install_simulator
+
+    def say(text: str) -> None:
+        if not options.quiet:
+            print(text, file=sys.stderr)
+
+    folder = install_simulator(
+        options.name, copy_from=options.copy, here=options.here, say=say, url=options.url
+    )
+    if options.json:
+        print(json.dumps({"folder": str(folder)}))
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises: SimulatorError when something does not work."""
+    found = json.loads(_in_simulator(options.name, ["--check"], quiet=True))
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for key, value in found.items():
+            print(f"{key:<10}{value}")
+    if not found["works"]:
+        raise SimulatorError(f"{options.name} does not work here: see above")
+
+
+def demonstrate(options: argparse.Namespace) -> None:
+    """Demonstrations of the scripted expert."""
+    arguments = [str(options.out), "--episodes", str(options.episodes), "--scenes", options.scenes]
+    arguments += ["--tasks", options.tasks, "--seed", str(options.seed)]
+    found = json.loads(_in_simulator(options.name, arguments, quiet=options.quiet))
+    if options.json:
+        print(json.dumps(found))
+        return
+    print(
+        f"{found['folder']}: {found['demonstrations']} scripted demonstrations, which are not {options.name}'s own\n"
+        f"Train on them: vlm4vla train {options.name} --data {found['folder']}"
+    )
+
+
+def _in_simulator(name: str, arguments: list[str], *, quiet: bool) -> str:
+    """The last line that the simulator's own program prints, run by the Python that has it."""
+    from vlm4vla.benchmarks.simulators import interpreter
+    from vlm4vla.benchmarks.workers import SOURCE_ROOT
+
+    python = interpreter(name)
+    module = f"vlm4vla.benchmarks.{name}.demonstrate"
+    boot = f"import sys; sys.path.append({SOURCE_ROOT!r}); from {module} import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [python or sys.executable, "-c", boot, *arguments],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        told = [
+            line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")
+        ]
+        ends = done.stderr.strip().splitlines()[-1:] or [f"code {done.returncode}"]
+        raise SimulatorError(told[0] if told else f"{name} ended without an answer: {ends[0]}")
+    return lines[-1]

@@ -1,0 +1,262 @@
+"""CALVIN for real: PyBullet, its own models, its protocol. Pictures with TinyRenderer, which is the same everywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlm4vla.benchmarks.calvin import expert
+from vlm4vla.benchmarks.calvin.benchmark import Calvin, CalvinEnvironment
+from vlm4vla.benchmarks.calvin.demonstrate import demonstrations, write
+from vlm4vla.benchmarks.calvin.oracle import TASKS, turned
+from vlm4vla.benchmarks.calvin.sequences import (
+    chains,
+    chains_from,
+    conditions,
+    generate,
+    initial_state,
+    instructions,
+)
+from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
+from vlm4vla.cli import main
+from vlm4vla.core.errors import RecipeError, SimulatorError
+from vlm4vla.core.types import Goal
+from vlm4vla.demonstrations.calvin import CalvinSource
+from vlm4vla.testing import check_benchmark
+
+ARCHIVE = Path(__file__).parents[1] / "assets" / "calvin.tar.xz"
+needs_pybullet = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="PyBullet has no wheel for this Python"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """CALVIN's models, as an offline copy gives them."""
+    folder = tmp_path_factory.mktemp("simulators")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder / "calvin", filter="data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM4VLA_SIMULATORS", str(folder))
+        yield folder / "calvin"
+
+
+def goal(task: str) -> list[Goal]:
+    return [Goal(task=task, instruction=instructions()[task])]
+
+
+def test_the_protocol_is_the_published_one() -> None:
+    """1,000 chains over 192 states; those of a state are the ones that its seed draws."""
+    everything, states = chains(), conditions()
+    assert len(everything) == 1000 and len(states) == 192 and len(instructions()) == len(TASKS) == 34
+    assert set(instructions()) == set(TASKS)
+    assert {task for chain in everything for task in chain.tasks} <= set(TASKS)
+    for seed in (0, 5, 191):
+        published = [chain.tasks for chain in everything if dict(chain.condition) == dict(states[seed])]
+        assert sorted(chains_from(states[seed], len(published), seed=seed)) == sorted(published)
+    first = everything[0]
+    assert first.tasks[0] == "rotate_blue_block_right"
+    assert list(first.condition) == [
+        *("led", "lightbulb", "slider", "drawer", "red_block", "blue_block", "pink_block", "grasped")
+    ]
+
+
+@pytest.mark.slow
+def test_all_chains_are_generated_anew() -> None:
+    assert [(dict(c.condition), c.tasks) for c in generate()] == [
+        (dict(c.condition), c.tasks) for c in chains()
+    ]
+
+
+def test_initial_states() -> None:
+    """The hash is pyhash's: against the usual replacement it swaps the two places on the table in 107 of 192 states."""
+    swapped = 0
+    for condition in conditions():
+        robot, scene = initial_state(condition)
+        assert robot.shape == (15,) and scene.shape == (24,)
+        assert scene[4:6].tolist() == [condition["lightbulb"], condition["led"]]
+        text = f"dict_values([{', '.join(map(repr, condition.values()))}])"
+        usual = 0x811C9DC5
+        for byte in text.encode():
+            usual = (usual * 0x01000193) & 0xFFFFFFFF ^ byte
+        order = [0, 1]
+        np.random.RandomState(usual).shuffle(order)
+        on_table = [
+            i
+            for i, name in enumerate(("red_block", "blue_block", "pink_block"))
+            if condition[name] == "table"
+        ]
+        first_place = min(on_table)
+        x = scene[6 + 6 * first_place]
+        took_first = {0: 0, 1: 0 if condition["red_block"] != "table" else 1, 2: 1}[first_place]
+        used = [0.0500000896, 0.229995412].index(
+            min((0.0500000896, 0.229995412), key=lambda place: abs(place - x))
+        )
+        swapped += order[took_first] != used
+        assert (
+            (scene[[11, 17, 23]] >= np.pi / 2 - np.pi / 8) & (scene[[11, 17, 23]] <= np.pi / 2 + np.pi / 8)
+        ).all()
+    assert swapped == 107
+
+
+def test_turns_are_scipys() -> None:
+    from scipy.spatial.transform import Rotation
+
+    for seed in range(50):
+        before, after = (Rotation.random(rng=np.random.default_rng([seed, i])) for i in range(2))
+        expected = (after * before.inv()).as_euler("xyz", degrees=True)
+        np.testing.assert_allclose(turned(before.as_quat(), after.as_quat()), expected, atol=1e-9)
+
+
+@needs_pybullet
+def test_the_contract() -> None:
+    up = np.array([0, 0, 1, 0, 0, 0, 1], dtype=np.float32)
+    check_benchmark(Calvin(3, renderer="tiny"), steps=4, raising=up)
+
+
+@needs_pybullet
+@pytest.mark.parametrize("scene", "ABCD")
+def test_scripted_solutions_are_solutions(scene: str) -> None:
+    """In every scene; before the task is done the oracle says that it is not."""
+    environment = CalvinEnvironment(scene, "tiny")
+    for task in ("turn_on_led", "open_drawer", "move_slider_right", "lift_blue_block_table"):
+        rng = np.random.default_rng([ord(scene), 3])
+        while True:
+            robot, desk = expert.fresh_state(environment.world, rng)
+            if expert.possible(task, desk):
+                break
+        environment.begin(robot, desk, goals=goal(task), seed=1)
+        done = [environment.advance(action) for action in expert.actions(task, environment.world)]
+        assert done[0] == 0 and done[-1] == 1, (scene, task)
+    environment.close()
+
+
+@needs_pybullet
+def test_an_episode_does_not_depend_on_those_before_and_looking_changes_nothing() -> None:
+    specs = Calvin(4, renderer="tiny").episodes()
+    rng = np.random.default_rng(0)
+    moves = rng.uniform(-1, 1, (40, 7)).astype(np.float32)
+
+    def played(environment: CalvinEnvironment, *, look: bool) -> list[np.ndarray]:
+        environment.reset(specs[3])
+        found = []
+        for move in moves:
+            environment.step(move) if look else environment.advance(move)
+            found.append(np.concatenate([environment.world.robot_obs(), environment.world.scene_obs()]))
+        return [*found, environment.observe().image]
+
+    fresh, used = CalvinEnvironment("D", "tiny"), CalvinEnvironment("D", "tiny")
+    for spec in specs[:3]:
+        used.reset(spec)
+        for move in moves[:15]:
+            used.advance(move)
+    for first, second in zip(played(fresh, look=True), played(used, look=False), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@needs_pybullet
+def test_chains_count_goals_and_the_instruction_moves_on() -> None:
+    environment = CalvinEnvironment("D", "tiny")
+    robot, desk = expert.fresh_state(environment.world, np.random.default_rng(2))
+    desk[1], desk[5] = 0, 0
+    environment.begin(robot, desk, goals=[*goal("turn_on_led"), *goal("open_drawer")])
+    assert environment.observe().instruction == instructions()["turn_on_led"]
+    for task, count in (("turn_on_led", 1), ("open_drawer", 2)):
+        completed = count - 1
+        for action in expert.actions(task, environment.world):
+            completed = environment.advance(action)
+            if completed == count:
+                break
+        assert completed == count
+    assert environment.observe().instruction == instructions()["open_drawer"]
+
+
+@needs_pybullet
+def test_rollouts_in_workers(tmp_path: Path) -> None:
+    benchmark = Calvin(2, renderer="tiny")
+    shorter = [
+        type(spec)(id=spec.id, goals=spec.goals, max_steps_per_goal=20, setup=spec.setup)
+        for spec in benchmark.episodes()
+    ]
+    results = [
+        evaluate(
+            RandomPredictor(benchmark.action_spec, 10, seed=0),
+            benchmark,
+            execute=10,
+            folder=tmp_path / str(workers),
+            episodes=shorter,
+            environments=max(1, workers),
+            workers=workers,
+            progress=False,
+        )
+        for workers in (0, 2)
+    ]
+    assert [r.error for r in results[0]] == [None, None]
+    assert [(r.episode, r.actions, r.goals_completed, r.steps) for r in results[0]] == [
+        (r.episode, r.actions, r.goals_completed, r.steps) for r in results[1]
+    ]
+
+
+@needs_pybullet
+def test_scripted_demonstrations_are_read_as_calvins_own(tmp_path: Path) -> None:
+    tasks = ["turn_on_led", "turn_off_led"]
+    made = list(demonstrations("AC", tasks, 3, seed=1, renderer="tiny"))
+    assert write(iter(made), tmp_path / "set" / "training", note="made in a test") == 3
+    assert json.loads((tmp_path / "set" / "training" / "scripted.json").read_text())["scripted"]
+    source = CalvinSource(tmp_path / "set")
+    assert len(source) == 3 and not source.missing
+    for index, expected in enumerate(made):
+        found = source[index]
+        assert (found.task, found.instruction) == (expected.task, instructions()[expected.task])
+        np.testing.assert_array_equal(found.actions.astype(np.float32), expected.actions)
+        np.testing.assert_array_equal(found.images[-1], expected.images[-1])
+        assert found.facts["scene"] == f"calvin_scene_{expected.scene}"
+    again = list(demonstrations("AC", tasks, 3, seed=1, renderer="tiny"))
+    np.testing.assert_array_equal(again[2].actions, made[2].actions)
+    with pytest.raises(SimulatorError, match="exists already"):
+        write(iter(made), tmp_path / "set" / "training", note="")
+    with pytest.raises(SimulatorError, match="cannot 'stack_block'"):
+        next(demonstrations("A", ["stack_block"], 1))
+
+
+@needs_pybullet
+def test_the_dataset_renderer_draws_the_desk() -> None:
+    """EGL on Mesa, in a process of its own: PyBullet's and MuJoCo's OpenGL take each other's context away."""
+    program = (
+        "import sys, json\n"
+        "from vlm4vla.benchmarks.calvin.demonstrate import main\n"
+        "sys.exit(main(['--check']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if "EGL renderer does not load" in done.stderr:
+        pytest.skip("this machine has no EGL")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["works"], found
+
+
+def test_errors_of_a_benchmark_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="egl or tiny, not with 'ray'"):
+        Calvin(renderer="ray")
+    with pytest.raises(RecipeError, match="1,000 chains"):
+        Calvin(1001)
+    with pytest.raises(RecipeError, match="scenes A, B, C, D"):
+        Calvin(scene="E")
+    monkeypatch.setenv("VLM4VLA_SIMULATORS", str(tmp_path))
+    with pytest.raises(SimulatorError, match="simulators install calvin"):
+        CalvinEnvironment()
+
+
+@needs_pybullet
+def test_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["simulators", "--json"]) == 0
+    (state,) = json.loads(capsys.readouterr().out)
+    assert state["name"] == "calvin" and state["here"] and state["models"]
+    assert main(["simulators", "check", "calvn"]) == 1
+    assert "calvin" in capsys.readouterr().err
