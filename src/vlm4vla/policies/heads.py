@@ -44,6 +44,9 @@ class Features:
     follow: Callable[[Tensor | None], Tensor] | None = None
     """Embeddings `[batch, count, hidden]` that the VLM reads behind the query -> its last hidden states
     `[batch, 1 + count, hidden]` at the query and at each of them; None: no embeddings."""
+    read_on: Callable[[Tensor | None], Tensor] | None = None
+    """The same one token at a time, there in evaluation mode: None -> the state `[batch, 1, hidden]` at the query, then
+    each embedding `[batch, 1, hidden]` -> the state there."""
     seeds: tuple[int, ...] = ()
     """A number per row that follows from its picture and words alone, for heads that draw; there in evaluation mode."""
 

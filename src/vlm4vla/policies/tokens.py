@@ -62,13 +62,12 @@ class TokensHead(ActionHead):
         return {"loss": total, "pose": pose.detach(), "gripper": gripper.detach()}
 
     def predict(self, features: Features) -> Float[Tensor, "batch horizon 7"]:
-        """The likeliest token each time; the VLM reads everything anew for each, which is exact for every family."""
-        assert features.follow is not None
-        tokens = self.answer(features.follow(None)[:, -1:]).argmax(-1)
-        while tokens.shape[1] < self.horizon * ACTION_SIZE:
-            following = self.answer(features.follow(self.words(tokens))[:, -1:]).argmax(-1)
-            tokens = torch.cat([tokens, following], dim=1)
-        return from_bins(tokens.unflatten(1, (self.horizon, ACTION_SIZE)))
+        """The likeliest token each time."""
+        assert features.read_on is not None
+        tokens = [self.answer(features.read_on(None)).argmax(-1)]
+        while len(tokens) < self.horizon * ACTION_SIZE:
+            tokens.append(self.answer(features.read_on(self.words(tokens[-1]))).argmax(-1))
+        return from_bins(torch.cat(tokens, dim=1).reshape(-1, self.horizon, ACTION_SIZE))
 
 
 def to_bins(actions: Float[Tensor, "batch horizon 7"]) -> Int64[Tensor, "batch horizon 7"]:

@@ -120,7 +120,10 @@ class VLA(nn.Module):
         if self.head.needs == "query":
             return Features(query=self.backbone(inputs))
         if self.head.needs == "follow":
-            return Features(follow=lambda embeddings: self.backbone.follow(inputs, embeddings))
+            return Features(
+                follow=lambda embeddings: self.backbone.follow(inputs, embeddings),
+                read_on=None if self.training else self.backbone.continuation(inputs),
+            )
         states = self.backbone.layers(inputs)
         places = torch.arange(states[-1].shape[1], device=states[-1].device)
         return Features(
