@@ -2,6 +2,7 @@
 
 policy.json          recipe, action convention, normalisation, provenance, digests of all other files
 policy.safetensors   query and head
+head/                what a head learned beside its parameters (FAST's tokenizer)
 backbone/            an ordinary Hugging Face checkpoint of the (fine-tuned) VLM, with tokenizer and processor files
 """
 
@@ -37,6 +38,7 @@ FORMAT = 1
 _MANIFEST = "policy.json"
 _WEIGHTS = "policy.safetensors"
 _BACKBONE = "backbone"
+_HEAD = "head"
 
 
 class VLA(nn.Module):
@@ -154,6 +156,7 @@ class VLA(nn.Module):
         )
         own = {key: value.contiguous() for key, value in state.items() if not key.startswith(prefix)}
         save_file(own, partial / _WEIGHTS)
+        self.head.save(partial / _HEAD)
         manifest = {
             "format": FORMAT,
             "family": self.backbone.family.name,
@@ -187,6 +190,7 @@ class VLA(nn.Module):
                 enlarge=recipe.enlarge,
             )
             head = make_head(recipe, hidden_size=backbone.hidden_size, seed=0)
+            head.load(folder / _HEAD)
             own = load_file(weights)
         except (KeyError, TypeError, RecipeError, DataError) as error:
             raise _damaged(folder / _MANIFEST, f"{type(error).__name__}: {error}") from error
