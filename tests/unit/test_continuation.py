@@ -15,7 +15,7 @@ from vlm4vla.backbones.continuation import Cached, Rereading
 from vlm4vla.backbones.families import FAMILIES, Architecture
 from vlm4vla.core.types import Observation
 from vlm4vla.policies.heads import Features
-from vlm4vla.policies.tokens import TokensHead
+from vlm4vla.policies.tokens import BINS, TokensHead
 
 SIDE = tiny_trials.SIDE
 
@@ -59,7 +59,7 @@ def test_the_cache_gives_the_states_of_one_pass(family: str, length: int | None,
 def test_chunks_are_the_same_with_and_without_the_cache(family: str, tmp_path: Path) -> None:
     backbone = load(tmp_path, family)
     inputs = backbone.encode(observations(), length=64)
-    head = TokensHead(backbone.hidden_size, 2, seed=0)
+    head = TokensHead(backbone.hidden_size, 2, tokens=BINS, seed=0)
     with torch.no_grad():
         chunks = [
             head.predict(Features(read_on=reader))
@@ -77,7 +77,9 @@ def test_every_token_costs_one_token(family: str, tmp_path: Path) -> None:
     seen: list[int] = []
     backbone.vlm.get_input_embeddings().register_forward_hook(lambda *call: seen.append(call[2].shape[1]))
     with torch.no_grad():
-        TokensHead(backbone.hidden_size, 1, seed=0).predict(Features(read_on=backbone.continuation(inputs)))
+        TokensHead(backbone.hidden_size, 1, tokens=BINS, seed=0).predict(
+            Features(read_on=backbone.continuation(inputs))
+        )
     assert seen == [inputs.input_ids.shape[1], *[1] * 6]
 
 
