@@ -213,10 +213,17 @@ def test_a_discovered_vlm_becomes_a_policy(
         horizon=2,
         head_width=16,
         head_body=(16,),
+        expert_layers=2,
+        expert_width=32,
+        expert_mlp=64,
+        expert_heads=2,
+        expert_head_width=16,
         freeze=("vision",),
     )
     spec = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="metres_radians")
     vla = VLA.from_recipe(recipe, action_spec=spec, normalization=Normalization((ClipScale(0.65),)), seed=0)
+    chunks = np.random.default_rng(0).uniform(-1, 1, (40, 2, 7)).astype(np.float32)
+    vla.head.fit(lambda: vla.normalization.normalize(chunks))
     vla.save(tmp_path / "policy")
     again = VLA.from_pretrained(tmp_path / "policy")
     observations = [seen(0, 0), seen(1, 1), seen(2, 2)]

@@ -7,7 +7,9 @@ are computed, and no `inputs_embeds` are built by hand, which would silently los
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from vlm4vla.backbones import loading, lora
+from vlm4vla.backbones.continuation import Cached, Numbering, Rereading, numbering_of
 from vlm4vla.backbones.discover import PARTS, HeadInput, Part, find_parts, image_token_id_of, query_id_of
 from vlm4vla.backbones.encoding import BackboneInputs, Encoder
 from vlm4vla.backbones.families import Family
@@ -53,7 +56,7 @@ class Backbone(nn.Module):
         self._checkpoint = checkpoint
         self._enlarge = enlarge
         self._head_input = HeadInput(self.vlm) if self.family.whole else None
-        self._following: Float[Tensor, "batch count hidden"] | None = None
+        self._written: Float[Tensor, "batch count hidden"] | None = None
         self.vlm.get_input_embeddings().register_forward_hook(self._write_query, with_kwargs=True)
 
     @classmethod
@@ -114,7 +117,7 @@ class Backbone(nn.Module):
 
     def states(self, inputs: BackboneInputs) -> Float[Tensor, "batch length hidden"]:
         """The last hidden states of all tokens (of an encoder-decoder: the decoder's)."""
-        output = self.vlm(**self._arguments(inputs), use_cache=False)
+        output = self.vlm(**self.arguments(inputs), use_cache=False)
         states: Tensor = self._head_input.take() if self._head_input else output.last_hidden_state
         return states
 
@@ -130,7 +133,7 @@ class Backbone(nn.Module):
 
         Raises: BackboneError for a VLM that does not return them, or has image tokens without ids.
         """
-        outputs = self.vlm(**self._arguments(inputs), use_cache=False, output_hidden_states=True)
+        outputs = self.vlm(**self.arguments(inputs), use_cache=False, output_hidden_states=True)
         states = getattr(outputs, "hidden_states", None)
         if states is None or self._head_input or states[0].shape[:2] != inputs.input_ids.shape:
             raise BackboneError(
@@ -145,15 +148,38 @@ class Backbone(nn.Module):
         """The last hidden states at the query and at `embeddings`, which stand behind it (`more` is 1 + count)."""
         count = 0 if embeddings is None else embeddings.shape[1]
         longer = inputs.longer(count, pad_id=self.encoder.pad_id)
-        self._following = embeddings
-        try:
+        if embeddings is None:
             states = self.states(longer)
-        finally:
-            self._following = None
+        else:
+            with self.writing(torch.cat([self.query.expand(len(inputs), 1, -1), embeddings], dim=1)):
+                states = self.states(longer)
         places = self.query_places(longer, states)[:, None] + torch.arange(1 + count, device=states.device)
         return states[torch.arange(len(inputs), device=states.device)[:, None], places]
 
-    def _arguments(self, inputs: BackboneInputs) -> Mapping[str, Any]:
+    def continuation(self, inputs: BackboneInputs) -> Cached | Rereading:
+        """Called with None: the last hidden state at the query; then with an embedding at a time: the state there.
+
+        What `follow` returns, one token after the other and without reading the prompt again where the VLM can.
+        """
+        if self._numbering is None:
+            return Rereading(self, inputs)
+        return Cached(self, inputs, self._numbering)
+
+    @cached_property
+    def _numbering(self) -> Numbering | None:
+        return numbering_of(self)
+
+    @contextmanager
+    def writing(self, vectors: Float[Tensor, "batch count hidden"]) -> Iterator[None]:
+        """Let the hook write these, in order, where the query's id stands, instead of the query alone."""
+        self._written = vectors
+        try:
+            yield
+        finally:
+            self._written = None
+
+    def arguments(self, inputs: BackboneInputs) -> Mapping[str, Any]:
+        """What the VLM's own forward takes."""
         if self.native:
             return self.native(self.vlm, inputs.input_ids, inputs.images)
         return {"input_ids": inputs.input_ids, **inputs.arguments}
@@ -210,9 +236,9 @@ class Backbone(nn.Module):
     ) -> Float[Tensor, "batch length hidden"]:
         ids: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
         is_query = (ids == self.encoder.query_id).unsqueeze(-1)
-        if self._following is None:
+        if self._written is None:
             return torch.where(is_query, self.query.to(output.dtype), output)
-        written = torch.cat([self.query.expand(len(output), 1, -1), self._following], dim=1).to(output.dtype)
+        written = self._written.to(output.dtype)
         place = (is_query.cumsum(1) - 1).clamp(0, written.shape[1] - 1)
         return torch.where(is_query, written.gather(1, place.expand_as(output)), output)
 

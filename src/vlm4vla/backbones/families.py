@@ -66,6 +66,8 @@ class Family(Architecture):
     least_pixels: int = 0
     """For VLMs of any image size: smaller images are enlarged to this many pixels, but never beyond the checkpoint's
     own maximum. The reference passes 28 * 28 * 256 for Qwen, so that 224 becomes 448 (Paper A.2.1, released code)."""
+    first_position: int = 0
+    """Number of a row's first token, where the VLM counts in one axis."""
     location_token: str | None = None
     """Format of the family's own tokens for places in an image, e.g. `<loc{:04d}>`."""
 
@@ -116,6 +118,7 @@ def _paligemma(name: str, text_model_type: str, *, attention: Literal["sdpa", "e
         image_mean=HALF,
         image_std=HALF,
         attention=attention,
+        first_position=1,
         location_token="<loc{:04d}>",
     )
 
@@ -140,6 +143,7 @@ FAMILIES: dict[str, Family] = {
             image_std=CLIP_STD,
             attention="sdpa",
             unit_norm_inputs=("image_to_text_projection.dense",),
+            first_position=2,
             location_token="<patch_index_{:04d}>",
         ),
         Family(

@@ -50,6 +50,25 @@ class NativeInputs:
             arguments["image_embeds_position_mask"] = self._is_image(input_ids)
         return arguments
 
+    def position(
+        self, vlm: PreTrainedModel, before: Int64[Tensor, "batch 1"]
+    ) -> Int64[Tensor, "*axes batch 1"]:
+        """The VLM's own number of a token behind the image with so many `before` it; each more adds one."""
+        if "image_grid_thw" in self.family.extra_inputs:
+            behind = self.image_start + self.image_tokens
+            table = self._positions_of(vlm, behind + 1, before.device)
+            return table[:, :, behind:] + before - behind
+        return before + self.family.first_position
+
+    def without_image(self) -> dict[str, Tensor]:
+        """What the native forward asks for beside ids where the cache has the image."""
+        # Kosmos-2 wants an image and does not read it.
+        return (
+            {"image_embeds": torch.empty(0)}
+            if "image_embeds_position_mask" in self.family.extra_inputs
+            else {}
+        )
+
     def _is_image(self, input_ids: Int64[Tensor, "batch length"]) -> Tensor:
         mask = torch.zeros_like(input_ids, dtype=torch.bool)
         mask[:, self.image_start : self.image_start + self.image_tokens] = True

@@ -225,16 +225,17 @@ class PrismaticModel(PreTrainedModel):  # type: ignore[misc]
     def forward(
         self,
         input_ids: Int64[Tensor, "batch length"],
-        pixel_values: Float[Tensor, "batch 3 size size"],
+        pixel_values: Float[Tensor, "batch 3 size size"] | None = None,
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         **rest: Any,
     ) -> BaseModelOutputWithPast:
-        """Pixels in [-1, 1]; every row has one image's slots."""
-        words = self.get_input_embeddings()(input_ids)
-        patches = self.projector(self.vision_backbone(pixel_values)).to(words.dtype)
-        is_image = (input_ids == self.config.image_token_id).unsqueeze(-1)
-        embedded = words.masked_scatter(is_image, patches)
+        """Pixels in [-1, 1]; every row has one image's slots, or none where there are no pixels."""
+        embedded = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            patches = self.projector(self.vision_backbone(pixel_values)).to(embedded.dtype)
+            is_image = (input_ids == self.config.image_token_id).unsqueeze(-1)
+            embedded = embedded.masked_scatter(is_image, patches)
         output: BaseModelOutputWithPast = self.language_model.model(
             inputs_embeds=embedded, attention_mask=attention_mask, use_cache=use_cache, **rest
         )

@@ -21,7 +21,7 @@ from vlm4vla.core.errors import RecipeError, unknown_name
 
 Recipe = TypeVar("Recipe")
 
-HEADS = ("mlp", "flow", "tokens")
+HEADS = ("mlp", "flow", "tokens", "fast")
 """Names of action heads; `policies.registry` has one class for each."""
 
 
@@ -90,6 +90,8 @@ class PolicyRecipe:
     expert_mlp: int = 4096
     expert_heads: int = 8
     expert_head_width: int = 256
+    fast_vocabulary: int = 1024
+    """The most tokens that `fast` learns from the training chunks; it finds fewer in few."""
     normalization: tuple[str, ...] = ("quantiles",)
     """Steps from the demonstrations' pose to [-1, 1], in order: `quantiles` (1 and 99 %, of the training actions),
     `quantiles=NAME` (published ones) or `clip=LIMIT` (clip at +-LIMIT and scale)."""
@@ -210,7 +212,8 @@ def check_policy(recipe: PolicyRecipe) -> None:
         value = getattr(recipe, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=1) < 1:
             raise RecipeError(f"policy.{name} must be at least 1, not {value}")
-    for name in ("expert_layers", "expert_width", "expert_mlp", "expert_heads", "expert_head_width"):
+    sizes = ("expert_layers", "expert_width", "expert_mlp", "expert_heads", "expert_head_width")
+    for name in (*sizes, "fast_vocabulary"):
         if getattr(recipe, name) < 1:
             raise RecipeError(f"policy.{name} must be at least 1, not {getattr(recipe, name)}")
     if recipe.expert_width % 2:

@@ -91,6 +91,17 @@ class ChunkDataset:
                 return self.source.actions[np.repeat(chosen, self.source.lengths)]
         return np.concatenate([self.source[episode].actions for episode in self.episodes.tolist()])
 
+    def all_chunks(self, most: int) -> Float32[np.ndarray, "count horizon 7"]:
+        """The samples' chunks without their frames, in order; of more than `most` every second, third, ..."""
+        stride = -(-len(self) // most)
+        chosen = []
+        for episode, start in zip(self.episodes.tolist(), self._starts.tolist(), strict=True):
+            actions = self.source[episode].actions
+            filled = np.concatenate([actions, np.repeat(actions[-1:], self.horizon - 1, axis=0)])
+            windows = np.lib.stride_tricks.sliding_window_view(filled, self.horizon, axis=0)
+            chosen.append(windows[-start % stride :: stride].swapaxes(1, 2))
+        return np.concatenate(chosen)
+
     def _owners(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
         return np.searchsorted(self._ends, indices, side="right")
 

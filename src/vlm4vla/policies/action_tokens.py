@@ -54,7 +54,8 @@ class FastTokenizer:
         low, high = int(numbers.min()), int(numbers.max())
         if high - low >= vocabulary:
             raise DataError(
-                f"coefficients from {low} to {high} do not fit into {vocabulary} tokens; lower the scale or normalise"
+                f"coefficients from {low} to {high} do not fit into {vocabulary} tokens; raise "
+                "policy.fast_vocabulary or normalise"
             )
         bpe = Tokenizer(models.BPE())
         bpe.decoder = decoders.Fuse()
@@ -72,15 +73,26 @@ class FastTokenizer:
         numbers = _coefficients(chunks, self.scale).clip(self.low, self.high)
         return [list(self.bpe.encode(_text(row, self.low, self.first)).ids) for row in numbers]
 
-    def decode(self, ids: Sequence[Sequence[int]]) -> Float32[np.ndarray, "count horizon size"]:
-        """Chunks; as the authors do, tokens that do not make a whole chunk give zeros."""
+    def decode(
+        self, ids: Sequence[Sequence[int]], *, relaxed: bool = False
+    ) -> Float32[np.ndarray, "count horizon size"]:
+        """Chunks. As the authors do, tokens that do not make a whole chunk give zeros, or `relaxed` are used as far as
+        they go: coefficients too many are cut, those that are missing, the high ones, are zero.
+        """
         numbers = np.zeros((len(ids), self.horizon * self.size))
         for row, tokens in enumerate(ids):
             points = [ord(letter) for letter in self.bpe.decode(list(tokens), skip_special_tokens=False)]
-            if len(points) == numbers.shape[1]:
-                numbers[row] = np.clip(np.array(points) - self.first + self.low, self.low, self.high)
+            if relaxed or len(points) == numbers.shape[1]:
+                points = points[: numbers.shape[1]]
+                found = np.array(points, dtype=np.int64) - self.first + self.low
+                numbers[row, : len(points)] = np.clip(found, self.low, self.high)
         frequencies = numbers.reshape(-1, self.horizon, self.size) / self.scale
         return np.asarray(idct(frequencies, axis=1, norm="ortho"), dtype=np.float32)
+
+    def widths(self) -> list[int]:
+        """How many coefficients each token of a fitted tokenizer stands for, by id."""
+        vocabulary = self.bpe.get_vocab()
+        return [len(token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
 
     def save(self, folder: Path) -> None:
         """Write the two files."""

@@ -26,6 +26,7 @@ def check_head(vla: VLA, observations: Sequence[Observation], *, steps: int = 15
     target[..., GRIPPER] = (target[..., GRIPPER] > 0).float()
     valid = torch.ones(rows, vla.horizon, dtype=torch.bool)
     valid[0, -1] = False
+    vla.head.fit(lambda: target.numpy())
     vla.train()
     losses = _losses(vla, inputs, target, valid)
     _require(

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER
 from vlm4vla.core.recipes import PolicyRecipe
-from vlm4vla.policies.heads import ActionHead, Features, LossWeights
+from vlm4vla.policies.heads import ActionHead, Features, LossWeights, centred, uncentred
 
 STEPS = 10
 """Euler steps from noise to actions."""
@@ -160,8 +160,7 @@ class FlowHead(ActionHead):
         for step in range(STEPS):
             time = torch.full((len(actions),), step / STEPS, device=actions.device)
             actions = actions + self._velocity(actions, time, prompt, mask) / STEPS
-        actions = actions.clamp(-1, 1)
-        return torch.cat([actions[..., :GRIPPER], (actions[..., GRIPPER:] + 1) / 2], dim=-1)
+        return uncentred(actions.clamp(-1, 1))
 
     def _noise(
         self, seeds: Sequence[int], like: Tensor
@@ -208,11 +207,6 @@ class FlowHead(ActionHead):
 def flow_time(uniform: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Uniform numbers in [0, 1) -> times 0.999 (1 - z) with z ~ Beta(1.5, 1): mostly early, where noise prevails."""
     return LATEST * (1 - uniform ** (1 / 1.5))
-
-
-def centred(target: Float[Tensor, "batch horizon 7"]) -> Float[Tensor, "batch horizon 7"]:
-    """Normalised actions with the gripper's 0 and 1 as -1 and 1."""
-    return torch.cat([target[..., :GRIPPER], 2 * target[..., GRIPPER:] - 1], dim=-1)
 
 
 def sinusoids(time: Float[Tensor, " batch"], width: int) -> Float[Tensor, "batch width"]:

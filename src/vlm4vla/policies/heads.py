@@ -6,10 +6,12 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,6 +46,9 @@ class Features:
     follow: Callable[[Tensor | None], Tensor] | None = None
     """Embeddings `[batch, count, hidden]` that the VLM reads behind the query -> its last hidden states
     `[batch, 1 + count, hidden]` at the query and at each of them; None: no embeddings."""
+    read_on: Callable[[Tensor | None], Tensor] | None = None
+    """The same one token at a time, there in evaluation mode: None -> the state `[batch, 1, hidden]` at the query, then
+    each embedding `[batch, 1, hidden]` -> the state there."""
     seeds: tuple[int, ...] = ()
     """A number per row that follows from its picture and words alone, for heads that draw; there in evaluation mode."""
 
@@ -60,6 +65,18 @@ class ActionHead(nn.Module, ABC):
     @abstractmethod
     def from_recipe(cls, recipe: PolicyRecipe, *, hidden_size: int, seed: int) -> ActionHead:
         """The head a recipe describes, on features of `hidden_size`, initialised from `seed`."""
+
+    def fit(self, chunks: Callable[[], Float32[np.ndarray, "count horizon 7"]]) -> None:
+        """Learn before training what is no parameter, from normalised training chunks; most heads need nothing."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write what `fit` learned; a head that learned nothing makes no folder."""
+        return None
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. Raises: DataError."""
+        return None
 
     @abstractmethod
     def loss(
@@ -150,6 +167,16 @@ class MLPHead(ActionHead):
         assert features.query is not None
         pose, logits = self(features.query)
         return torch.cat([pose, logits.sigmoid().unsqueeze(-1)], dim=-1)
+
+
+def centred(actions: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch 7"]:
+    """Normalised actions with the gripper's 0 and 1 as -1 and 1."""
+    return torch.cat([actions[..., :GRIPPER], 2 * actions[..., GRIPPER:] - 1], dim=-1)
+
+
+def uncentred(actions: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch 7"]:
+    """The inverse of `centred`."""
+    return torch.cat([actions[..., :GRIPPER], (actions[..., GRIPPER:] + 1) / 2], dim=-1)
 
 
 def _stack(widths: Sequence[int]) -> nn.Sequential:

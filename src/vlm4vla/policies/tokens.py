@@ -11,33 +11,34 @@ from torch.nn import functional
 
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER
 from vlm4vla.core.recipes import PolicyRecipe
-from vlm4vla.policies.heads import ActionHead, Features, LossWeights
+from vlm4vla.policies.heads import ActionHead, Features, LossWeights, centred, uncentred
 
 BINS = 256
 
 
-class TokensHead(ActionHead):
-    """An embedding for each bin, which the VLM reads behind the query, and a linear layer that reads its answer.
-
-    The tokens go action by action, six pose dimensions and the gripper (0 and 1 are the outermost bins).
-    """
+class WritingHead(ActionHead):
+    """An embedding for each token, which the VLM reads behind the query, and a linear layer that reads its answer."""
 
     needs = "follow"
 
-    def __init__(self, hidden_size: int, horizon: int, *, seed: int) -> None:
+    def __init__(self, hidden_size: int, horizon: int, *, tokens: int, seed: int) -> None:
         super().__init__()
         self.horizon = horizon
-        self.words = nn.Embedding(BINS, hidden_size)
-        self.answer = nn.Linear(hidden_size, BINS)
+        self.words = nn.Embedding(tokens, hidden_size)
+        self.answer = nn.Linear(hidden_size, tokens)
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.words.weight, std=0.02, generator=generator)
         nn.init.xavier_uniform_(self.answer.weight, generator=generator)
         nn.init.zeros_(self.answer.bias)
 
+
+class TokensHead(WritingHead):
+    """A token for each bin, action by action: six pose dimensions and the gripper (0 and 1 are the outermost bins)."""
+
     @classmethod
     def from_recipe(cls, recipe: PolicyRecipe, *, hidden_size: int, seed: int) -> TokensHead:
         """It has no sizes of its own."""
-        return cls(hidden_size, recipe.horizon, seed=seed)
+        return cls(hidden_size, recipe.horizon, tokens=BINS, seed=seed)
 
     def loss(
         self,
@@ -62,22 +63,19 @@ class TokensHead(ActionHead):
         return {"loss": total, "pose": pose.detach(), "gripper": gripper.detach()}
 
     def predict(self, features: Features) -> Float[Tensor, "batch horizon 7"]:
-        """The likeliest token each time; the VLM reads everything anew for each, which is exact for every family."""
-        assert features.follow is not None
-        tokens = self.answer(features.follow(None)[:, -1:]).argmax(-1)
-        while tokens.shape[1] < self.horizon * ACTION_SIZE:
-            following = self.answer(features.follow(self.words(tokens))[:, -1:]).argmax(-1)
-            tokens = torch.cat([tokens, following], dim=1)
-        return from_bins(tokens.unflatten(1, (self.horizon, ACTION_SIZE)))
+        """The likeliest token each time."""
+        assert features.read_on is not None
+        tokens = [self.answer(features.read_on(None)).argmax(-1)]
+        while len(tokens) < self.horizon * ACTION_SIZE:
+            tokens.append(self.answer(features.read_on(self.words(tokens[-1]))).argmax(-1))
+        return from_bins(torch.cat(tokens, dim=1).reshape(-1, self.horizon, ACTION_SIZE))
 
 
 def to_bins(actions: Float[Tensor, "batch horizon 7"]) -> Int64[Tensor, "batch horizon 7"]:
     """Normalised actions as indices of 256 equal bins of [-1, 1]; what lies outside goes to the outermost."""
-    centred = torch.cat([actions[..., :GRIPPER], 2 * actions[..., GRIPPER:] - 1], dim=-1)
-    return ((centred + 1) / 2 * BINS).floor().clamp(0, BINS - 1).long()
+    return ((centred(actions) + 1) / 2 * BINS).floor().clamp(0, BINS - 1).long()
 
 
 def from_bins(tokens: Int64[Tensor, "batch horizon 7"]) -> Float[Tensor, "batch horizon 7"]:
     """The middles of bins: pose in [-1, 1], gripper in [0, 1]."""
-    middles = (tokens.float() + 0.5) / BINS * 2 - 1
-    return torch.cat([middles[..., :GRIPPER], (middles[..., GRIPPER:] + 1) / 2], dim=-1)
+    return uncentred((tokens.float() + 0.5) / BINS * 2 - 1)

@@ -2,6 +2,7 @@
 
 policy.json          recipe, action convention, normalisation, provenance, digests of all other files
 policy.safetensors   query, head and LoRA's adapters
+head/                what a head learned beside its parameters (FAST's tokenizer)
 backbone/            an ordinary Hugging Face checkpoint of the (fine-tuned) VLM, with tokenizer and processor files;
                      with LoRA its own weights, which the adapters stand beside
 """
@@ -41,6 +42,7 @@ _MANIFEST = "policy.json"
 _WEIGHTS = "policy.safetensors"
 _BACKBONE = "backbone"
 _VLM = "backbone.vlm."
+_HEAD = "head"
 
 
 class VLA(nn.Module):
@@ -126,7 +128,10 @@ class VLA(nn.Module):
         if self.head.needs == "query":
             return Features(query=self.backbone(inputs))
         if self.head.needs == "follow":
-            return Features(follow=lambda embeddings: self.backbone.follow(inputs, embeddings))
+            return Features(
+                follow=lambda embeddings: self.backbone.follow(inputs, embeddings),
+                read_on=None if self.training else self.backbone.continuation(inputs),
+            )
         states = self.backbone.layers(inputs)
         places = torch.arange(states[-1].shape[1], device=states[-1].device)
         return Features(
@@ -161,6 +166,7 @@ class VLA(nn.Module):
             recipe = dataclasses.replace(recipe, lora_rank=0, lora_alpha=None, lora_dropout=0.0)
             own = {key: value for key, value in own.items() if not lora.is_adapter(key)}
         save_file(own, partial / _WEIGHTS)
+        self.head.save(partial / _HEAD)
         manifest = {
             "format": FORMAT,
             "family": self.backbone.family.name,
@@ -197,6 +203,7 @@ class VLA(nn.Module):
                 enlarge=recipe.enlarge,
             )
             head = make_head(recipe, hidden_size=backbone.hidden_size, seed=0)
+            head.load(folder / _HEAD)
             own = load_file(weights)
         except (KeyError, TypeError, RecipeError, DataError) as error:
             raise _damaged(folder / _MANIFEST, f"{type(error).__name__}: {error}") from error

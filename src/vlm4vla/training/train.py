@@ -32,6 +32,9 @@ from vlm4vla.training.checkpoints import Checkpoints, how_to_go_on, latest_check
 from vlm4vla.training.distributed import Processes, Sharding
 from vlm4vla.training.progress import TERMS, RunState, TrainingLog
 
+FITTED_CHUNKS = 100_000
+"""The most chunks that a head is fitted to."""
+
 
 def train(
     trial: Trial,
@@ -126,12 +129,14 @@ def _samples(trial: Trial, source: DemonstrationSource) -> tuple[ChunkDataset, C
 
 def _policy(trial: Trial, source: DemonstrationSource, samples: ChunkDataset, latest: Path | None) -> VLA:
     if latest is None:
-        return VLA.from_recipe(
+        vla = VLA.from_recipe(
             trial.policy,
             action_spec=source.action_spec,
             normalization=fit_normalization(trial.policy.normalization, samples.all_actions()),
             seed=trial.train.seed,
         )
+        vla.head.fit(lambda: vla.normalization.normalize(samples.all_chunks(FITTED_CHUNKS)))
+        return vla
     try:
         return VLA.from_pretrained(latest)
     except RunError as error:
