@@ -64,7 +64,7 @@ def tiny_vlm(folder: Path, family: str = "qwen3-vl") -> Path:
     return build_tiny(family, SIZE, folder, texts=SAYINGS, seed=0)
 
 
-def trial(backbone: Path, **train: Any) -> Trial:
+def trial(backbone: Path, *, head: str = "mlp", **train: Any) -> Trial:
     """A trial of few steps; `train` are fields of TrainRecipe."""
     recipe = TrainRecipe(
         steps=8,
@@ -78,7 +78,18 @@ def trial(backbone: Path, **train: Any) -> Trial:
     return Trial(
         name="walk",
         policy=PolicyRecipe(
-            backbone=str(backbone), image_size=SIDE, horizon=5, head_width=32, head_body=(32, 16)
+            backbone=str(backbone),
+            image_size=SIDE,
+            horizon=5,
+            head=head,
+            head_width=32,
+            head_body=(32, 16),
+            expert_layers=2,
+            expert_width=32,
+            expert_mlp=64,
+            expert_heads=2,
+            expert_head_width=16,
+            fast_vocabulary=128,
         ),
         demonstrations=DemonstrationRecipe(source="walks", held_out=0.1),
         train=replace(recipe, **train),

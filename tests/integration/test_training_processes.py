@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_trials
 
+from vlm4vla.core.recipes import HEADS, Trial
 from vlm4vla.demonstrations.packed import PackedSource
 from vlm4vla.training.train import train
 from vlm4vla.training.worker import launch_command
@@ -29,18 +30,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
-def test_two_processes_give_the_losses_of_one(
-    world: tuple[Path, Path], tmp_path: Path, sharding: str
-) -> None:
-    """Gloo on CPUs: `none` averages gradients, `full` is FSDP2."""
-    vlm, walks = world
-    trial = tiny_trials.trial(vlm, steps=4, checkpoint_every=2, validate_every=2)
-    train(trial, PackedSource(walks), tmp_path / "one", progress=False)
-    recipe = tiny_trials.write_trial(trial, tmp_path / "trial.json")
-    arguments = [str(recipe), str(walks), str(tmp_path / "two"), "--sharding", sharding, "--quiet"]
+def together(trial: Trial, walks: Path, folder: Path, sharding: str) -> None:
+    """Train in two processes."""
+    recipe = tiny_trials.write_trial(trial, folder.with_suffix(".json"))
     done = subprocess.run(
-        launch_command(2, arguments),
+        launch_command(2, [str(recipe), str(walks), str(folder), "--sharding", sharding, "--quiet"]),
         env=environment(),
         capture_output=True,
         text=True,
@@ -48,12 +42,39 @@ def test_two_processes_give_the_losses_of_one(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("head", "sharding"), [("mlp", "none"), *((head, "full") for head in HEADS if head != "flow")]
+)
+def test_two_processes_give_the_losses_of_one(
+    world: tuple[Path, Path], tmp_path: Path, head: str, sharding: str
+) -> None:
+    """Gloo on CPUs: `none` averages gradients, `full` is FSDP2."""
+    vlm, walks = world
+    trial = tiny_trials.trial(vlm, head=head, steps=4, checkpoint_every=2, validate_every=2)
+    train(trial, PackedSource(walks), tmp_path / "one", progress=False)
+    together(trial, walks, tmp_path / "two", sharding)
     for split in ("train", "held_out"):
         names = TERMS if split == "train" else TERMS[:-1]
         one, two = (tiny_trials.metrics(tmp_path / where, *names, split=split) for where in ("one", "two"))
         assert len(one) == len(two) > 0
         for first, second in zip(one, two, strict=True):
             assert first == pytest.approx(second, rel=2e-4)
+
+
+def test_a_flow_does_not_depend_on_how_two_processes_share_it(
+    world: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Each process draws noise of its own, so one process is no reference."""
+    vlm, walks = world
+    trial = tiny_trials.trial(vlm, head="flow", steps=4, checkpoint_every=4, validate_every=2)
+    for sharding in ("none", "full"):
+        together(trial, walks, tmp_path / sharding, sharding)
+    none, full = (tiny_trials.metrics(tmp_path / sharding, *TERMS) for sharding in ("none", "full"))
+    assert len(none) == len(full) == 4
+    for first, second in zip(none, full, strict=True):
+        assert first == pytest.approx(second, rel=2e-4)
 
 
 def test_killed_in_the_middle_it_goes_on_exactly(world: tuple[Path, Path], tmp_path: Path) -> None:
