@@ -147,6 +147,7 @@ def _tiny_policy(backbone: str, weights: Weights, image_size: int, head: str) ->
         expert_mlp=128,
         expert_heads=4,
         expert_head_width=16,
+        fast_vocabulary=128,
     )
 
 
