@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tiny_trials
 from formats_calvin import write_calvin
+from formats_rlds import bridge_episode, write_rlds
 from PIL import Image
 
 from vlm4vla.core.recipes import DemonstrationRecipe
@@ -93,12 +95,34 @@ def as_calvin(folder: Path) -> DemonstrationRecipe:
     return DemonstrationRecipe(source="calvin")
 
 
+def as_rlds(folder: Path) -> DemonstrationRecipe:
+    episodes = [
+        bridge_episode([png(image) for image in walk.images], walk.actions, walk.actions, walk.instruction)
+        for walk in WALKS
+    ]
+    write_rlds(folder, [episodes[:2], episodes[2:]], size=(tiny_trials.SIDE, tiny_trials.SIDE))
+    return DemonstrationRecipe(source="bridge", transforms=())
+
+
+def as_libero(folder: Path) -> DemonstrationRecipe:
+    folder.mkdir()
+    for scene, walk in enumerate(WALKS):
+        task = f"KITCHEN_SCENE{scene}_{walk.instruction.replace(' ', '_')}"
+        with h5py.File(folder / f"{task}_demo.hdf5", "w") as file:
+            demo = file.create_group("data/demo_0")
+            demo["actions"] = walk.actions.astype(np.float64)
+            demo["obs/agentview_rgb"] = np.stack(list(walk.images))
+    return DemonstrationRecipe(source="libero", transforms=())
+
+
 FORMATS: dict[str, Callable[[Path], DemonstrationRecipe]] = {
     "packed": as_packed,
     "raw": as_raw,
     "lerobot": as_lerobot,
     "folder": as_folder,
     "calvin": as_calvin,
+    "rlds": as_rlds,
+    "libero": as_libero,
 }
 
 

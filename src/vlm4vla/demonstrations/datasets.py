@@ -40,6 +40,7 @@ class DataSet:
     """Steps a second; None: the files say it, or nobody knows."""
 
 
+_FRACTAL = ("world_vector", "rotation_delta", "gripper_closedness_action")
 _METRES = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="metres_radians")
 
 DATA_SETS: dict[str, DataSet] = {
@@ -71,7 +72,7 @@ DATA_SETS: dict[str, DataSet] = {
         action_spec=_METRES,
         camera="image",
         options={
-            "action": ("world_vector", "rotation_delta", "gripper_closedness_action"),
+            "actions": tuple(f"action/{part}" for part in _FRACTAL),
         },
     ),
     "libero_10": DataSet(
