@@ -10,6 +10,7 @@ import pytest
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.studies import published
 from vlm4vla.studies.checks import check_recipe
+from vlm4vla.studies.mini import OWN_STUDIES
 from vlm4vla.studies.paper import STUDIES
 from vlm4vla.studies.study import Study
 
@@ -33,7 +34,7 @@ def test_the_matrix_is_the_papers(name: str) -> None:
     study = STUDIES[name]("paper")
     assert (len(study.rows), len(study.columns), len(study.trials)) == TEXT[name]
     for row in study.rows:
-        assert set(study.columns) <= set(row.published) or name == "figure-3"
+        assert set(study.column_names) <= set(row.published) or name == "figure-3"
         assert row.trials or row.name == "thinkact"
     for trial in study.trials:
         check_recipe(trial, processes=8)
@@ -52,7 +53,10 @@ def test_studies_share_what_they_have_in_common() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_small_matrix_asks_the_same_with_tiny_backbones(name: str) -> None:
     study = STUDIES[name]("tabletop")
-    assert study.rows and study.columns == ("look A", "look D")
+    several = {"table-4": ("frozen", "trained"), "table-5": ("1e-05", "2e-05", "5e-05", "0.0001")}
+    several["table-7"] = ("224", "512", "768")
+    names = [f"{trial}, look {look}" for trial in several.get(name, ()) for look in "AD"]
+    assert study.rows and list(study.column_names) == (names or ["look A", "look D"])
     for trial in study.trials:
         check_recipe(trial)
         assert trial.policy.backbone.startswith("tiny-")
@@ -115,7 +119,7 @@ def test_commands_print_the_matrix_without_a_network(
     from vlm4vla.cli import main
 
     assert main(["study", "--list", "--json"]) == 0
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == list(STUDIES)
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [*STUDIES, *OWN_STUDIES]
     for name in STUDIES:
         assert main(["study", name, "--plan", "--out", str(tmp_path)]) == 0
         assert "missing" in capsys.readouterr().out

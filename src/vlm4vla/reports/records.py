@@ -80,6 +80,8 @@ class TrialRecord:
     """Wall time of demonstrations, train and evaluate, as far as known."""
     metrics: tuple[Metric, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
+    earlier: tuple[tuple[int, EvaluationRecord], ...] = ()
+    """Evaluations of checkpoints by themselves, with their step."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -160,6 +162,7 @@ def read_trial(folder: Path) -> TrialRecord:
         seconds=_read_seconds(status),
         metrics=_read_metrics(folder / "metrics.jsonl", problems) if expects_training else (),
         evaluations=_read_evaluations(folder / "evaluations", trial, problems),
+        earlier=_read_earlier(folder / "checkpoints", problems),
         problems=tuple(problems),
     )
 
@@ -186,6 +189,16 @@ def _read_evaluations(folder: Path, trial: Trial | None, problems: list[str]) ->
         )
         records.append(present.pop(recipe, missing))
     return (*records, *present.values())
+
+
+def _read_earlier(folder: Path, problems: list[str]) -> tuple[tuple[int, EvaluationRecord], ...]:
+    found = []
+    for path in sorted(folder.glob("step-*/evaluations/*/evaluation.json")):
+        step = path.parents[2].name.removeprefix("step-")
+        record = _read_evaluation(path.parent, problems) if step.isdecimal() else None
+        if record is not None:
+            found.append((int(step), record))
+    return tuple(found)
 
 
 def _read_evaluation(folder: Path, trial_problems: list[str]) -> EvaluationRecord | None:

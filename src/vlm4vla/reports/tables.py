@@ -59,6 +59,40 @@ class Table:
         lines.insert(1, "|---" * len(self.columns) + "|")
         return f"**{printable(self.title)}**\n\n" + "\n".join(lines)
 
+    def latex(self) -> str:
+        """A `table` for the package booktabs."""
+        head, *body = [
+            " & ".join(printable(cell).translate(_LATEX) for cell in row) + r" \\"
+            for row in (self.columns, *self.rows)
+        ]
+        return "\n".join(
+            [
+                r"\begin{table}",
+                rf"\caption{{{printable(self.title).translate(_LATEX)}}}",
+                rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}",
+                r"\toprule",
+                head,
+                r"\midrule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+            ]
+        )
+
+
+_LATEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        DASH: "---",
+        MINUS: "$-$",
+        "\N{MIDDLE DOT}": r"$\cdot$",
+    }
+)
+
 
 def tables(records: Sequence[TrialRecord]) -> list[Table]:
     """Per evaluation setting success by tier, by task, and by weights; chains where there are any."""

@@ -73,8 +73,8 @@ class Display:
 class TrialView:
     """Reads from a trial's folder how far it is; whoever works on it need not know."""
 
-    def __init__(self, trial: Trial, folder: Path) -> None:
-        self.name = label(trial)
+    def __init__(self, trial: Trial, folder: Path, *, name: str = "") -> None:
+        self.name = name or label(trial)
         self._trial, self._folder = trial, folder
         self._first_count: tuple[float, int] | None = None
 

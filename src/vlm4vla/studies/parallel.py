@@ -16,12 +16,13 @@ from typing import Any
 from vlm4vla.core.errors import RunError
 from vlm4vla.core.recipes import Trial
 from vlm4vla.studies.checks import Resources, check, facts_of, is_trained
-from vlm4vla.studies.display import Display, TrialView
+from vlm4vla.studies.display import Display, TrialView, label
 from vlm4vla.studies.execute import last_words, make_demonstrations
 from vlm4vla.studies.runs import RunStore, read_status
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _GOODBYE_SECONDS = 10.0
+_LINES = 8
 
 
 def run_trials(
@@ -42,7 +43,10 @@ def run_trials(
     for trial in trials:
         check(trial, dataclasses.replace(resources, train_processes=1))
     missing = [trial for trial in trials if not _prepared(trial, store, resources, notes)]
-    views = [TrialView(trial, store.folder(trial)) for trial in trials]
+    alike = len({label(trial) for trial in trials}) < len(trials)
+    views = [
+        TrialView(trial, store.folder(trial), name=trial.name if alike else label(trial)) for trial in trials
+    ]
     failed: list[str] = []
     pending, running = deque(missing), list[_Job]()
     with Display(shown=resources.progress and bool(missing)) as display:
@@ -121,5 +125,14 @@ def _prepared(trial: Trial, store: RunStore, resources: Resources, notes: Mappin
 
 
 def _show(views: Sequence[TrialView], display: Display, *, last: bool) -> None:
-    width = max(len(view.name) for view in views)
-    display.show([view.line(width=width) for view in views], last=last)
+    """A line per trial; of many only those at work, and how many there are."""
+    shown, head = list(views), list[str]()
+    if len(views) > _LINES:
+        states = [status.state if (status := view.status()) else "missing" for view in views]
+        shown = [view for view, state in zip(views, states, strict=True) if state == "running"]
+        told = [f"{states.count('done')} of {len(views)} trials done"]
+        told += [f"{states.count('failed')} failed"] if "failed" in states else []
+        head = [", ".join(told)]
+        shown = [view for view in shown if not view.line().endswith("waiting")]
+    width = max((len(view.name) for view in shown), default=0)
+    display.show([*head, *(view.line(width=width) for view in shown)], last=last)

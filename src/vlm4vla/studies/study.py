@@ -15,6 +15,25 @@ State = Literal["done", "running", "failed", "missing", "needs tuning", "publish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """What is scored of a row's trials."""
+
+    name: str
+    trial: str = ""
+    """Which of a row's trials; empty: all of them, which then differ in their seed alone."""
+    measure: Literal["success", "chain"] = "success"
+    """Percent of episodes that succeeded, or goals completed in a row."""
+    goals: int = 0
+    """Success means this many goals in a row; 0: all of them."""
+    share: bool = False
+    """Success is published as a share of 1, not as percent."""
+    look: str = ""
+    """Only evaluations in this look."""
+    task: str = ""
+    """Only episodes whose task has this word in its name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRow:
     """One row of a table."""
 
@@ -34,10 +53,17 @@ class Study:
     name: str
     title: str
     question: str
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: tuple[StudyRow, ...]
+    about: tuple[str, ...] = ("policy.backbone",)
+    """Fields of a trial in which its rows are meant to differ; every other difference is told."""
     notes: tuple[str, ...] = ()
     """Assumptions, and slips of what was published."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """In their order."""
+        return tuple(column.name for column in self.columns)
 
     @property
     def trials(self) -> list[Trial]:
