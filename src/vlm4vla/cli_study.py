@@ -29,6 +29,17 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     made.add_argument(
         "--out", type=Path, default=Path("runs/studies"), help="runs of all studies; default: runs/studies"
     )
+    made.add_argument(
+        "--reproduction", action="store_true", help="print the page that tells how it is reproduced"
+    )
+    made.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="SOURCE=FOLDER",
+        help="where demonstrations lie (calvin, bridge, libero_10); kept in --out",
+    )
+    made.add_argument("--gpus", type=int, metavar="N", help="that share each training, one trial at a time")
     work(made, processes=2)
 
 
@@ -50,12 +61,38 @@ def study(options: argparse.Namespace) -> None:
         if ":" in name
         else study_named(name, {**STUDIES, **OWN_STUDIES}, options.scale)
     )
+    if options.reproduction:
+        from vlm4vla.studies.reproduce import reproduction
+
+        print(reproduction(made), end="")
+        return
+    made = _with_data(made, options)
     if options.run:
         _run(made, options)
     elif options.report:
         _report(made, options)
     else:
         _plan(made, options)
+
+
+def _with_data(made: Any, options: argparse.Namespace) -> Any:
+    """Folders given now or before under the same --out, those that this study reads."""
+    from vlm4vla.studies.runs import read_json, write_json
+    from vlm4vla.studies.study import with_data
+
+    kept = options.out / "data.json"
+    folders: dict[str, str] = read_json(kept) if kept.exists() else {}
+    for text in options.data:
+        source, equals, folder = text.partition("=")
+        if not (source and equals and folder):
+            raise RecipeError(f"--data {text!r}: SOURCE=FOLDER is expected, e.g. calvin=/data/calvin")
+        with_data(made, {source: folder})
+        folders[source] = folder
+    if options.data:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_json(kept, folders)
+    read = {trial.demonstrations.source for trial in made.trials}
+    return with_data(made, {source: folder for source, folder in folders.items() if source in read})
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -89,8 +126,9 @@ def _list(options: argparse.Namespace) -> None:
 
 def _plan(made: Any, options: argparse.Namespace) -> None:
     from vlm4vla.reports.tables import DASH, Table
+    from vlm4vla.studies.display import clock
     from vlm4vla.studies.runs import RunStore
-    from vlm4vla.studies.study import counts, state_of
+    from vlm4vla.studies.study import counts, seconds_left, state_of
 
     store = RunStore(options.out)
     states = counts(made, store)
@@ -126,10 +164,33 @@ def _plan(made: Any, options: argparse.Namespace) -> None:
     heading = "published" if any(row.published for row in made.rows) else "nothing published at this scale"
     title = f"{made.title}: {made.question} ({heading})"
     print(Table(title, ("row", *made.column_names, "ours"), cells).text(width=120))
+    left = seconds_left(made, store)
     told = ", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to train"
     print(f"\nTrials: {told}. Runs: {store.root}")
+    if left:
+        print(f"Time left, one trial after the other, as fast as those that are done: {clock(left)}")
+    if options.gpus:
+        _print_memory(made, options.gpus)
     for note in made.notes:
         print(f"Note: {note}.")
+
+
+def _print_memory(made: Any, gpus: int) -> None:
+    """The largest training of every backbone and head."""
+    from vlm4vla.reports.tables import Table
+    from vlm4vla.training.memory import plan, with_checkpointing
+
+    largest: dict[tuple[str, str, int], Any] = {}
+    for trial in made.trials:
+        key = (trial.policy.backbone, trial.policy.head, trial.policy.image_size)
+        if key not in largest or len(trial.policy.freeze) < len(largest[key].policy.freeze):
+            largest[key] = trial
+    rows = []
+    for (backbone, head, size), trial in largest.items():
+        peaks = [plan(with_checkpointing(trial, again), gpus=gpus).peak / 1e9 for again in (False, True)]
+        rows.append((backbone, head, str(size), *(f"{peak:.1f}" for peak in peaks)))
+    columns = ("backbone", "head", "image", "activations kept", "computed again")
+    print("\n" + Table(f"GB on each of {gpus} GPUs", columns, tuple(rows)).text(width=120))
 
 
 def _run(made: Any, options: argparse.Namespace) -> None:
@@ -148,16 +209,16 @@ def _run(made: Any, options: argparse.Namespace) -> None:
         )
     if not trials:
         raise RecipeError(f"study {made.name!r}: none of its trials can be run yet")
+    processes = 1 if options.gpus else options.processes
     resources = Resources(
         progress=not options.quiet,
         demonstration_processes=options.processes,
+        train_processes=options.gpus or 1,
         **given(options, "workers", "videos", "device"),
     )
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]]), "study": made.name}
     try:
-        run_trials(
-            trials, RunStore(options.out), processes=options.processes, resources=resources, notes=notes
-        )
+        run_trials(trials, RunStore(options.out), processes=processes, resources=resources, notes=notes)
     finally:  # what failed is told in the report too
         _report(made, options)
 
