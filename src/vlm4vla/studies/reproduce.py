@@ -66,7 +66,8 @@ def reproduction(study: Study) -> str:
 
 def _commands(study: Study, sources: list[str], backbones: list[str], tuned: list[str]) -> list[str]:
     lines = [
-        "make setup && source .venv/bin/activate",
+        "make setup",
+        "source .venv/bin/activate",
         *(f"hf download {resolve(name).location}" for name in backbones),
     ]
     lines += [f"vlm4vla simulators install {_SIMULATORS[source]}" for source in sources]
