@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm4vla.benchmarks.records import logs
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe, Trial, fingerprint, from_json
 from vlm4vla.core.types import EpisodeResult
@@ -213,7 +214,10 @@ def _read_evaluation(folder: Path, trial_problems: list[str]) -> EvaluationRecor
         trial_problems.extend(f"evaluation {folder.name} is not shown: {problem}" for problem in problems)
         return None
     episodes = {}
-    for entry in _read_lines(folder / "episodes.jsonl", problems):
+    entries = [
+        entry for path in logs(folder) or [folder / "episodes.jsonl"] for entry in _read_lines(path, problems)
+    ]
+    for entry in entries:
         try:
             result = from_json(EpisodeResult, entry, where="episodes.jsonl")
         except RecipeError as error:
@@ -239,8 +243,9 @@ def _missing_episodes(recipe: EvaluationRecipe, episodes: tuple[EpisodeResult, .
         tiers = {episode.tier for episode in episodes}  # a recipe may name a whole tier
         played.update(dict.fromkeys(set(recipe.tasks) - tiers, 0))
     for task, count in sorted(played.items()):
-        if count < recipe.episodes_per_task:
-            yield f"{count} of {recipe.episodes_per_task} episodes of {task} were played"
+        wanted = recipe.episodes_per_task * recipe.repeats
+        if count < wanted:
+            yield f"{count} of {wanted} episodes of {task} were played"
     if not played:
         yield "no episode was played"
 

@@ -108,6 +108,7 @@ def tables(records: Sequence[TrialRecord]) -> list[Table]:
             continue
         found.append(_by_tier(f"Success by tier · {titles[recipe]}", by_policy, names))
         found.append(_by_task(f"Success by task · {titles[recipe]}", by_policy, names))
+        found.append(_noise(f"Repeats · {titles[recipe]}", by_policy, names))
         found.append(_differences(f"Pretrained against random weights · {titles[recipe]}", recipe, records))
     return [table for table in found if table.rows]
 
@@ -183,6 +184,29 @@ def _by_tier(title: str, policies: dict[str, list[Row]], names: dict[str, str]) 
         found = {row.tier: row for row in of_policy if row.task == ALL}
         rows.append((names[policy], cell(found.get(ALL)), *(cell(found.get(tier)) for tier in tiers)))
     return Table(title, ("policy", "all", *tiers), tuple(rows))
+
+
+def _noise(title: str, policies: dict[str, list[Row]], names: dict[str, str]) -> Table:
+    """How much of the spread is the choice of episodes and how much the policy's noise."""
+    rows = tuple(
+        (
+            names[policy],
+            cell(whole),
+            str(whole.repeats),
+            f"{whole.episode_variance:.3f}",
+            f"{whole.noise_variance:.3f}",
+        )
+        for policy, (whole, *_) in policies.items()
+        if whole.episode_variance is not None and whole.noise_variance is not None
+    )
+    columns = (
+        "policy",
+        "success",
+        "plays of each episode",
+        "variance between episodes",
+        "between plays of one",
+    )
+    return Table(title, columns, rows)
 
 
 def _by_task(title: str, policies: dict[str, list[Row]], names: dict[str, str]) -> Table:
