@@ -53,6 +53,17 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         per_worker=1,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
+    **{
+        f"libero-{suite}": BenchmarkEntry(
+            factory="vlm4vla.benchmarks.libero.benchmark:Libero",
+            fields={name: name for name in ("tasks", "episodes_per_task", "image_size", "renderer")},
+            arguments={"suite": suite},
+            simulator="libero",
+            per_worker=1,
+            defaults={"look": "", "renderer": "egl", "image_size": 256, "episodes_per_task": 0, "tasks": ()},
+        )
+        for suite in ("long", "object", "spatial", "goal", "90")
+    },
 }
 
 
