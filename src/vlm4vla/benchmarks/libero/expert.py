@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -20,10 +19,12 @@ from vlm4vla.benchmarks.libero.world import World
 _MOST_MOVEMENT, _MOST_TURN = 0.05, 0.5
 """Metres and radians of an action's largest component."""
 _GAIN = 1.5
-_NEAR, _NEAR_ANGLE = 0.008, 0.06
-_PATIENCE = 60
-"""Steps for one waypoint; then the next is tried."""
-_TRIES = 3
+_NEAR, _ARM = 0.008, 0.1
+"""Metres from a waypoint that are near enough; a radian counts as so many."""
+_PATIENCE, _STUCK, _PROGRESS = 80, 8, 0.001
+"""Steps for one waypoint, and without so many metres of progress; then the next is tried."""
+_LIFTED = 0.03
+_TRIES = 4
 _DOWN = np.array([0.0, 0.0, -1.0])
 _MEASURED = {"long": (0, 1, 4, 5, 6, 7), "object": range(10), "spatial": range(10), "goal": (1, 2, 4, 6, 8)}
 TASKS = tuple(SUITES[suite].tasks[number] for suite, numbers in _MEASURED.items() for number in numbers)
@@ -51,8 +52,10 @@ def actions(world: World) -> Iterator[Float32[np.ndarray, "7"]]:
                 yield from _bring(world, thing, target, number, attempt)
 
 
-def _bring(world: World, thing: str, target: str, number: int, attempt: int) -> Iterator[Any]:
-    boxes, (place, facing) = Boxes(world.env), tool(world)
+def _bring(
+    world: World, thing: str, target: str, number: int, attempt: int
+) -> Iterator[Float32[np.ndarray, "7"]]:
+    boxes, (place, facing), lay = Boxes(world.env), tool(world), _center(world, thing)[2]
     grasp = boxes.grasp(thing, facing, turn=attempt)
     safe = max(place[2], grasp.place[2] + 0.12)
     yield from _along(
@@ -63,11 +66,13 @@ def _bring(world: World, thing: str, target: str, number: int, attempt: int) -> 
         Waypoint(grasp.place, grasp.yaw, True),
         Waypoint(grasp.place, grasp.yaw, False, steps=10),
     )
-    end, floor = _target(world, boxes, target, number)
+    end, floor = _target(world, target, number)
     under = grasp.place[2] - boxes.corners(thing)[:, :, 2].min()
     clear = boxes.highest_between(grasp.place[:2], end, but=thing) + under + 0.03
     high = max(clear, grasp.place[2] + 0.08)
     yield from _along(world, Waypoint(np.array([*grasp.place[:2], high]), grasp.yaw, False))
+    if _center(world, thing)[2] < lay + _LIFTED:
+        return
     held = tool(world)[0][:2] - _center(world, thing)[:2]
     yield from _along(
         world,
@@ -78,7 +83,7 @@ def _bring(world: World, thing: str, target: str, number: int, attempt: int) -> 
     )
 
 
-def _target(world: World, boxes: Boxes, target: str, number: int) -> tuple[Float[np.ndarray, "2"], float]:
+def _target(world: World, target: str, number: int) -> tuple[Float[np.ndarray, "2"], float]:
     """Where an object's middle goes in the plane, and the height at which its lowest point is let go."""
     env, sim = world.env.env, world.env.sim
     if target in env.obj_body_id:
@@ -87,12 +92,8 @@ def _target(world: World, boxes: Boxes, target: str, number: int) -> tuple[Float
     place, size = sim.data.site_xpos[site], sim.model.site_size[site]
     if target.endswith("contain_region"):
         # One beside the other, let go where the hand does not touch the rim.
-        shift = (
-            np.array([0.03 * (2 * number - 1), 0])
-            if len(env.parsed_problem["goal_state"]) > 1
-            else np.zeros(2)
-        )
-        return place[:2] + shift, float(place[2] + size[2]) - 0.05
+        beside = 0.03 * (2 * number - 1) if len(env.parsed_problem["goal_state"]) > 1 else 0.0
+        return place[:2] + np.array([beside, 0]), float(place[2] + size[2]) - 0.05
     return place[:2].copy(), float(place[2]) + 0.02
 
 
@@ -109,10 +110,14 @@ def tool(world: World) -> tuple[Float[np.ndarray, "3"], float]:
 
 def _along(world: World, *waypoints: Waypoint) -> Iterator[Float32[np.ndarray, "7"]]:
     for waypoint in waypoints:
-        for _ in range(waypoint.steps or _PATIENCE):
+        best, since = np.inf, 0
+        for step in range(waypoint.steps or _PATIENCE):
             place, facing = tool(world)
             away, turn = waypoint.place - place, shortest(waypoint.yaw - facing)
-            if not waypoint.steps and np.linalg.norm(away) < _NEAR and abs(turn) < _NEAR_ANGLE:
+            left = float(np.linalg.norm(away)) + _ARM * abs(turn)
+            if left < best - _PROGRESS:
+                best, since = left, step
+            if not waypoint.steps and (left < _NEAR or step - since > _STUCK):
                 break
             # Turn about the vertical, and tilt back to where the fingers point straight down.
             pointing = world.env.sim.data.get_site_xmat("gripper0_grip_site")[:, 2]

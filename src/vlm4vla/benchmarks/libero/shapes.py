@@ -16,6 +16,9 @@ _DEEPEST = 0.032
 """Metres from the point between the fingertips up to where the hand would touch."""
 _TIP = 0.012
 """Metres that the fingers reach below the point between them."""
+_FINGERS = ((-0.06, -0.052, -0.045, 0.045, 0.052, 0.06), (0.0,), (-0.012, 0.002, 0.016, 0.03))
+_HAND = ((-0.1, -0.07, -0.035, 0.0, 0.035, 0.07, 0.1), (-0.03, 0.0, 0.03), (0.05, 0.08, 0.11))
+"""Points of the open fingers and of the hand: along the line from finger to finger, beside it, above it; metres."""
 _SLICE = 0.012
 _RIM = 0.006
 """Metres from a rim's outside to the middle of it."""
@@ -38,7 +41,6 @@ class Boxes:
         roots = model.body_rootid[model.geom_bodyid]
         robot = {model.body_name2id(name) for name in model.body_names if name.startswith("robot0_")}
         chosen = (model.geom_type == _BOX) & (model.geom_contype > 0) & ~np.isin(roots, list(robot))
-        chosen &= ~np.isin(model.geom_bodyid, list(robot))
         self._bodies = env.env.obj_body_id
         self.roots = roots[chosen]
         self.centers = data.geom_xpos[chosen].copy()
@@ -69,13 +71,13 @@ class Boxes:
 
     def grasp(self, name: str, facing: float, *, turn: int = 0) -> Grasp:
         """Across the narrowest side if the fingers reach around it, else at the rim. `facing`: the fingers' angle now;
-        `turn` number 1, 2, ... are the next best."""
+        `turn` 1, 2, ... are others, the next best."""
         corners = self.corners(name).reshape(-1, 3)
         top, bottom = corners[:, 2].max(), corners[:, 2].min()
         height = max(top - _DEEPEST, bottom + _TIP + 0.003)
         across = self._across(name, corners, height, facing)
         found = across or self._at_rim(name, corners, max(top - 0.018, bottom + _TIP + 0.003), facing)
-        return sorted(found, key=lambda cost_and_grasp: cost_and_grasp[0])[turn % len(found)][1]
+        return sorted(found, key=lambda cost_and_grasp: cost_and_grasp[0])[3 * turn % len(found)][1]
 
     def _across(
         self, name: str, corners: Float[np.ndarray, "n 3"], height: float, facing: float
@@ -109,14 +111,14 @@ class Boxes:
         return found
 
     def _cost(self, name: str, grasp: Grasp, facing: float) -> float:
-        """Metres that turning the hand, and fingers that hit something, are worth."""
-        line = np.array([np.cos(grasp.yaw), np.sin(grasp.yaw), 0])
-        across = np.concatenate([np.linspace(-0.06, -0.045, 3), np.linspace(0.045, 0.06, 3)])
-        heights = np.linspace(-_TIP, 0.03, 4)
-        fingers = grasp.place + (
-            across[:, None, None] * line + heights[None, :, None] * np.array([0, 0, 1])
-        ).reshape(-1, 3)
-        return 0.01 * abs(shortest(grasp.yaw - facing)) + 0.05 * self.hit(fingers, but=name)
+        """Metres that turning the hand, and points of it that would lie in something else, are worth."""
+        line, up = np.array([np.cos(grasp.yaw), np.sin(grasp.yaw), 0]), np.array([0, 0, 1])
+        side = np.cross(up, line)
+        hits = 0
+        for along, beside, above in (_FINGERS, _HAND):
+            at = np.stack(np.meshgrid(along, beside, above, indexing="ij"), axis=-1).reshape(-1, 3)
+            hits += self.hit(grasp.place + at @ np.stack([line, side, up]), but=name)
+        return 0.01 * abs(shortest(grasp.yaw - facing)) + 0.02 * hits
 
     def _corners(self, chosen: Bool[np.ndarray, " all"]) -> Float[np.ndarray, "boxes 8 3"]:
         signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij"), axis=-1).reshape(8, 3)
