@@ -17,21 +17,21 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made = add("simulators", listing, "Simulators beside Tabletop: install, check, make demonstrations.")
     inner = made.add_subparsers(metavar="")
     made = add("install", install, "Into an environment of its own, with exact versions.", into=inner)
-    made.add_argument("name", metavar="NAME", help="calvin or libero")
+    made.add_argument("name", metavar="NAME", help="calvin")
     made.add_argument(
-        "--from", dest="copy", type=Path, metavar="FOLDER", help="an offline copy of its models or wheels"
+        "--from", dest="copy", type=Path, metavar="FOLDER", help="an offline copy of its models"
     )
     made.add_argument("--url", metavar="URL", help="another place of its repository")
     made.add_argument("--here", action="store_true", help="packages into this Python, not one of its own")
     made = add("check", check, "Build, draw and solve something: does it work here?", into=inner)
-    made.add_argument("name", metavar="NAME", help="calvin or libero")
+    made.add_argument("name", metavar="NAME", help="calvin")
     made = add(
         "demonstrate", demonstrate, "Scripted demonstrations in the benchmark's own format.", into=inner
     )
-    made.add_argument("name", metavar="NAME", help="calvin or libero")
+    made.add_argument("name", metavar="NAME", help="calvin")
     made.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     made.add_argument("--episodes", type=int, default=150, metavar="N", help="default 150")
-    made.add_argument("--scenes", help="CALVIN's; default ABC, what is evaluated is D")
+    made.add_argument("--scenes", default="ABC", help="CALVIN's; default ABC, what is evaluated is D")
     made.add_argument(
         "--tasks", default="", metavar="NAME,NAME", help="or LIBERO's suites; default: the expert's"
     )
@@ -89,15 +89,17 @@ def check(options: argparse.Namespace) -> None:
 
 def demonstrate(options: argparse.Namespace) -> None:
     """Demonstrations of the scripted expert."""
-    arguments = [str(options.out), "--episodes", str(options.episodes), "--tasks", options.tasks]
-    arguments += ["--seed", str(options.seed), *(["--scenes", options.scenes] if options.scenes else [])]
+    arguments = [str(options.out), "--episodes", str(options.episodes)]
+    arguments += ["--tasks", options.tasks, "--seed", str(options.seed)]
+    if options.name == "calvin":
+        arguments += ["--scenes", options.scenes]
     found = json.loads(_in_simulator(options.name, arguments, quiet=options.quiet))
     if options.json:
         print(json.dumps(found))
         return
     print(
         f"{found['folder']}: {found['demonstrations']} scripted demonstrations, which are not {options.name}'s own\n"
-        f"Train on them: vlm4vla train {options.name} --data {found['folder']} {found.get('settings', '')}".rstrip()
+        f"Train on them: vlm4vla train {options.name} --data {found['folder']}{found.get('settings', '')}"
     )
 
 

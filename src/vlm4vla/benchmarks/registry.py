@@ -46,13 +46,6 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
     "tabletop-chain": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS | _LOOK),
     "tabletop-chain-a": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS, arguments={"look": "A"}),
     "tabletop-chain-d": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS, arguments={"look": "D"}),
-    "calvin-abc-d": BenchmarkEntry(
-        factory="vlm4vla.benchmarks.calvin.benchmark:Calvin",
-        fields={"episodes": "episodes_per_task", "renderer": "renderer"},
-        simulator="calvin",
-        per_worker=1,
-        defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
-    ),
     **{
         f"libero-{suite}": BenchmarkEntry(
             factory="vlm4vla.benchmarks.libero.benchmark:Libero",
@@ -64,6 +57,13 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         )
         for suite in ("long", "object", "spatial", "goal", "90")
     },
+    "calvin-abc-d": BenchmarkEntry(
+        factory="vlm4vla.benchmarks.calvin.benchmark:Calvin",
+        fields={"episodes": "episodes_per_task", "renderer": "renderer"},
+        simulator="calvin",
+        per_worker=1,
+        defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
+    ),
 }
 
 

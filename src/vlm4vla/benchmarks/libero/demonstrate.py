@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VLAError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    settings = "--set demonstrations.source=libero"
+    settings = " --set demonstrations.source=libero"
     print(json.dumps({"folder": str(options.out), "demonstrations": count, "settings": settings}))
     return 0
 
