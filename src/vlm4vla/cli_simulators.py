@@ -32,7 +32,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     made.add_argument("--episodes", type=int, default=150, metavar="N", help="default 150")
     made.add_argument("--scenes", default="ABC", help="CALVIN's; default ABC, what is evaluated is D")
-    made.add_argument("--tasks", default="", metavar="NAME,NAME", help="default: all that the expert can do")
+    made.add_argument(
+        "--tasks", default="", metavar="NAME,NAME", help="or LIBERO's suites; default: the expert's"
+    )
     made.add_argument("--seed", type=int, default=0, metavar="N")
 
 
@@ -87,15 +89,17 @@ def check(options: argparse.Namespace) -> None:
 
 def demonstrate(options: argparse.Namespace) -> None:
     """Demonstrations of the scripted expert."""
-    arguments = [str(options.out), "--episodes", str(options.episodes), "--scenes", options.scenes]
+    arguments = [str(options.out), "--episodes", str(options.episodes)]
     arguments += ["--tasks", options.tasks, "--seed", str(options.seed)]
+    if options.name == "calvin":
+        arguments += ["--scenes", options.scenes]
     found = json.loads(_in_simulator(options.name, arguments, quiet=options.quiet))
     if options.json:
         print(json.dumps(found))
         return
     print(
         f"{found['folder']}: {found['demonstrations']} scripted demonstrations, which are not {options.name}'s own\n"
-        f"Train on them: vlm4vla train {options.name} --data {found['folder']}"
+        f"Train on them: vlm4vla train {options.name} --data {found['folder']}{found.get('settings', '')}"
     )
 
 

@@ -44,7 +44,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simulator:
     monkeypatch.setattr(simulators, "SIMULATORS", {"toy": entry})
     monkeypatch.setattr(simulators, "_WORKER", ())
     monkeypatch.setenv("VLM4VLA_SIMULATORS", str(tmp_path / "simulators"))
-    monkeypatch.setattr(simulators, "_packages", lambda entry, python, here: ["toy==1"])
+    monkeypatch.setattr(simulators, "_packages", lambda entry, python, here, wheels: ["toy==1"])
     return entry
 
 
@@ -78,7 +78,7 @@ def test_a_copy_is_taken_and_a_wrong_one_refused(toy: Simulator, tmp_path: Path)
 def test_what_failed_is_no_installation_and_is_done_again(
     toy: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(entry: Simulator, python: str, here: bool) -> list[str]:
+    def broken(entry: Simulator, python: str, here: bool, wheels: Path | None) -> list[str]:
         raise SimulatorError("toy: its packages failed: no network")
 
     with monkeypatch.context() as patch:

