@@ -133,7 +133,7 @@ def _trial(
                 episodes_per_task=0,
                 execute=execute,
                 image_size=200 if on_calvin else 224,
-                renderer="egl",
+                renderer="lavapipe" if source == "bridge" else "egl",
             )
             for execute in executes
         ),
