@@ -64,6 +64,14 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         per_worker=1,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
+    "simpler-bridge": BenchmarkEntry(
+        factory="vlm4vla.benchmarks.simpler.benchmark:Simpler",
+        fields={name: name for name in ("tasks", "episodes_per_task", "image_size")},
+        arguments={"renderer": "lavapipe"},
+        simulator="simpler",
+        per_worker=1,
+        defaults={"look": "", "renderer": "lavapipe", "image_size": 224, "episodes_per_task": 0, "tasks": ()},
+    ),
 }
 
 

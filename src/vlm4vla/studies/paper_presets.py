@@ -151,7 +151,7 @@ def _trial(
                 episodes_per_task=0,
                 execute=execute,
                 image_size={"calvin": 200, "libero": 256}.get(source, 224),
-                renderer="egl",
+                renderer="lavapipe" if source == "bridge" else "egl",
             )
             for execute in executes
         ),
