@@ -37,7 +37,7 @@ slow: $(STAMP) ## the tests marked slow: minutes each
 quickstart: $(STAMP) ## demonstrations, two VLMs, training, rollouts, report: runs/quickstart/report.html
 	$(BIN)/vlm4vla quickstart --out runs/quickstart
 
-study: $(STAMP) ## does training from scratch hurt, does freezing the vision encoder hurt: three seeds, about an hour
+study: $(STAMP) ## does training from scratch hurt, does freezing the vision encoder hurt: three seeds, about two hours
 	$(BIN)/vlm4vla study mini --run --out runs/studies
 
 bench: $(STAMP) ## speed and memory: every program in perf/, results in runs/bench/*.json

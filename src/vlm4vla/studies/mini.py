@@ -24,13 +24,13 @@ _ARMS: Mapping[str, Mapping[str, Any]] = {
 def mini(
     scale: Scale = "tabletop",
     *,
-    backbones: Sequence[str] = ("tiny-qwen3-vl",),
+    backbones: Sequence[str] = ("tiny-qwen3-vl", "tiny-paligemma-1"),
     steps: int = 2400,
     demonstrations: int = 3000,
 ) -> Study:
     """The paper's two sharpest findings in small, with three seeds each: tables 3 (vision frozen) and 8 (from scratch).
 
-    The quickstart's trainings, scored in look A (seen in training) and look D (never seen). An hour on two cores
+    The quickstart's trainings, scored in look A (seen in training) and look D (never seen). About an hour on two cores
     for each backbone. `scale` changes nothing.
     """
     rows = []
