@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from vlm4vla.benchmarks import lavapipe
 from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.benchmarks.simpler.benchmark import Simpler
-from vlm4vla.benchmarks.simpler.models import places, published, substitutes
+from vlm4vla.benchmarks.simpler.models import places, published, separate_parts, substitutes
 from vlm4vla.benchmarks.simpler.rules import (
     EPISODES,
     TASKS,
@@ -104,7 +104,7 @@ def test_the_benchmark_by_name() -> None:
     with pytest.raises(RecipeError, match="lavapipe"):
         make_benchmark(EvaluationRecipe(benchmark="simpler-bridge", episodes_per_task=0, renderer="egl"))
     with pytest.raises(SimulatorError, match="simulators install simpler"):
-        benchmark.make_environment().reset(specs[0])
+        benchmark.make_environment()
 
 
 def test_files_that_are_not_the_published_ones_are_named(tmp_path: Path) -> None:
@@ -117,6 +117,17 @@ def test_files_that_are_not_the_published_ones_are_named(tmp_path: Path) -> None
     (tmp_path / "data" / "robots" / "widowx").mkdir(parents=True)
     (tmp_path / "data" / "robots" / "widowx" / "wx250s.urdf").write_text("<robot/>")
     assert len(substitutes(tmp_path)) == 73
+
+
+def test_a_collision_file_is_taken_apart_where_parts_share_no_point(tmp_path: Path) -> None:
+    corners = ["0 0 0", "1 0 0", "0 1 0", "0 0 1"]
+    near = ["1.000002 0 0", "2 0 0", "1 1 0"]
+    touching = ["0 0 1", "0 0 2", "0 1 2"]
+    text = [f"v {place}" for place in (*corners, *near, *touching)]
+    text += ["f 1/1/1 2/1/1 3/1/1", "f 1//1 2//1 4//1", "f 5 6 7", "f 8 9 10"]
+    (tmp_path / "collision.obj").write_text("\n".join(text))
+    parts = separate_parts(tmp_path / "collision.obj")
+    assert sorted(len(part) for part in parts) == [3, 6]
 
 
 def test_scores_with_substitutes_have_another_name(tmp_path: Path) -> None:

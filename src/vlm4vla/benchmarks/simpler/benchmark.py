@@ -69,8 +69,8 @@ class Simpler:
         )
 
     def make_environment(self) -> SimplerEnvironment:
-        """Raises: SimulatorError, at its first reset, when ManiSkill, its models or a Vulkan driver is not there."""
-        return SimplerEnvironment(self._size)
+        """Raises: SimulatorError when ManiSkill, its models or a Vulkan driver is not there."""
+        return SimplerEnvironment(self._size, self._tasks[0])
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """For a worker."""
@@ -79,15 +79,16 @@ class Simpler:
 
 
 class SimplerEnvironment:
-    """The four scenes, each built when it is first needed.
+    """The four scenes, the first built at once, the others when they are needed.
 
     As in the paper's code an episode is played to its last step, and what counts is whether the object lies on its
     target then: the goal is completed at the last step or not at all.
     """
 
-    def __init__(self, image_size: int = 224) -> None:
+    def __init__(self, image_size: int = 224, first: str = "carrot") -> None:
         self._size = image_size
         self._scenes: dict[str, Scene] = {}
+        self.scene(first)  # what cannot start is told now, and not in an episode
 
     def scene(self, task: str) -> Scene:
         """The scene of a task. Raises: SimulatorError when it cannot be built."""

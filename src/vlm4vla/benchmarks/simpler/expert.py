@@ -24,8 +24,8 @@ MOST_TURN = 0.2
 _NEAR = 0.008
 _PATIENCE = 14
 """Steps for one waypoint; then the next is tried."""
-_GRASP = 0.0
-"""Metres above the object's origin at which it is taken."""
+_HOLD = {"spoon": -0.036}
+"""Metres from the object's origin along its long side at which it is taken: the spoon's handle is too thin."""
 _DROP = 0.01
 """Metres above its target at which it is let go."""
 _CLEAR = 0.09
@@ -86,7 +86,8 @@ def _towards(scene: Scene, waypoint: Waypoint) -> Float32[np.ndarray, "7"]:
 
 def _plan(scene: Scene) -> Iterator[Waypoint]:
     """Take, carry, put, leave. What comes later looks at the scene when it is reached."""
-    grasp, yaw = scene.seen(0)[:3, 3] + [0, 0, _GRASP], _grasp_yaw(scene)
+    seen, yaw = scene.seen(0), _grasp_yaw(scene)
+    grasp = seen[:3, 3] + _HOLD.get(scene.task.name, 0.0) * seen[:3, 0]
     up = np.array([0, 0, _CLEAR])
     yield Waypoint(grasp + up, yaw, opened=True)
     yield Waypoint(grasp, yaw, opened=True)

@@ -1,14 +1,15 @@
 """One of the four scenes in ManiSkill 3, set up, controlled and judged as in ManiSkill 2.
 
 ManiSkill 3.0.1 differs from what the paper's scores were measured on. Changed here: links of the robot do not collide
-with each other; fingers, contacts and solver are ManiSkill 2's; objects fall and settle as there; commands, success and
-the eggplant's places are ManiSkill 2's; every scene keeps its own photograph (ManiSkill 3's share the last one's).
+with each other; fingers, contacts, solver and the spoon's parts are ManiSkill 2's, and so are commands and success;
+objects fall and settle as there; every scene keeps its own photograph (ManiSkill 3's share the last one's).
 """
 
 from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Float, Float32, UInt8
 from scipy.spatial.transform import Rotation
 
 from vlm4vla.benchmarks.lavapipe import driver
+from vlm4vla.benchmarks.simpler.models import separate_parts
 from vlm4vla.benchmarks.simpler.rules import TABLE_HEIGHT, Start, Task, controller_action, lies_on
 from vlm4vla.benchmarks.simulators import simulator_folder
 from vlm4vla.core.errors import SimulatorError
@@ -199,6 +201,7 @@ def _maniskill() -> Any:
         os.environ["VK_ICD_FILENAMES"] = str(description)
     try:
         import gymnasium
+        import sapien
         from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import base_env
     except ImportError as error:
         raise SimulatorError(
@@ -206,4 +209,15 @@ def _maniskill() -> Any:
         ) from error
     for robot in (base_env.WidowX250SBridgeDatasetFlatTable, base_env.WidowX250SBridgeDatasetSink):
         robot.disable_self_collisions, robot.urdf_config = True, _ROBOT
+    shape = sapien.physx.PhysxCollisionShapeConvexMesh
+    joined = shape.load_multiple
+
+    def load_multiple(filename: str, scale: Any, material: Any) -> list[Any]:
+        # SAPIEN 3 joins parts that nearly touch, and the spoon becomes a brick; SAPIEN 2 keeps handle and bowl apart.
+        if "bridge_spoon" not in filename:
+            return list(joined(filename=filename, scale=scale, material=material))
+        parts = separate_parts(Path(filename))
+        return [shape(vertices=part, scale=scale, material=material) for part in parts]
+
+    shape.load_multiple = staticmethod(load_multiple)
     return gymnasium
