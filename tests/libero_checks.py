@@ -1,6 +1,6 @@
 """What is checked inside the Python that has LIBERO; `test_libero` runs it there and reads the JSON of the last line.
 
-python libero_checks.py tasks|standard|contract
+python libero_checks.py tasks|standard|no_display|contract
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from vlm4vla.benchmarks.libero.benchmark import Libero
 from vlm4vla.benchmarks.libero.suites import SUITES, instruction
+from vlm4vla.core.errors import SimulatorError
 
 SPATIAL = SUITES["spatial"].tasks
 DRAWER = SPATIAL[4]
@@ -117,6 +118,16 @@ def _standard(state: int, moves: np.ndarray, lit: int) -> Any:
     env.close()
 
 
+def no_display() -> dict[str, Any]:
+    """What a machine without the display that it names is told."""
+    os.environ["MUJOCO_EGL_DEVICE_ID"] = "99"
+    try:
+        Libero().make_environment()
+    except SimulatorError as error:
+        return {"told": str(error)}
+    return {"told": ""}
+
+
 def contract() -> dict[str, Any]:
     """`check_benchmark` on two episodes, of two tasks."""
     from vlm4vla.testing import check_benchmark
@@ -126,7 +137,9 @@ def contract() -> dict[str, Any]:
     return {"kept": True}
 
 
+CHECKS = {check.__name__: check for check in (tasks, standard, no_display, contract)}
+
 if __name__ == "__main__":
-    print(json.dumps({"tasks": tasks, "standard": standard, "contract": contract}[sys.argv[1]]()))
+    print(json.dumps(CHECKS[sys.argv[1]]()))
     sys.stdout.flush()
     os._exit(0)  # not through the destructors of OpenGL contexts

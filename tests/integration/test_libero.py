@@ -61,6 +61,11 @@ def test_lazy_pictures_are_those_of_liberos_own_loop_to_the_bit(python: str) -> 
     assert found["shape"] == [256, 256, 3] and 60 < found["brightness"] < 200
 
 
+def test_a_missing_display_is_told_before_any_episode(python: str) -> None:
+    told = run(python, libero_checks.__file__, "no_display")["told"]
+    assert "cannot draw with egl" in told and "99" in told and "libosmesa6" in told
+
+
 @pytest.mark.slow
 def test_the_contract(python: str) -> None:
     assert run(python, libero_checks.__file__, "contract") == {"kept": True}

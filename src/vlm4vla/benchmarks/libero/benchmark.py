@@ -71,7 +71,7 @@ class Libero:
         )
 
     def make_environment(self) -> LiberoEnvironment:
-        """Raises: SimulatorError when LIBERO is not there."""
+        """Raises: SimulatorError when LIBERO or its OpenGL is not there."""
         return LiberoEnvironment(self._side, renderer=self._renderer)
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:

