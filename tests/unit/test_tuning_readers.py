@@ -202,7 +202,7 @@ def test_vqa_mix_keeps_the_papers_proportions(tmp_path: Path) -> None:
     assert abs(general / len(mix) - 360 / 980) < 0.01 and 249 <= len(mix) <= 252
     ids = [mix[index].id for index in range(len(mix))]
     assert len(set(ids)) == len(ids)  # no row twice
-    assert abs(tasks[:98].count("general-vqa") - 36) <= 1  # any stretch alike
+    assert abs(tasks[:98].count("general-vqa") - 36) <= 2  # any stretch alike
     letters = [mix[i].exchanges[0] for i in range(12) if mix[i].task in ("spacer", "embspatial")]
     assert {exchange.answer for exchange in letters} == {"B"}
     assert all(exchange.truth == {"choices": ("A", "B")} for exchange in letters)

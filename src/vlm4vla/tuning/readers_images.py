@@ -81,7 +81,7 @@ def moments(path: Path, count: int, where: str) -> tuple[UInt8[np.ndarray, "heig
                 last = None
                 for frame in container.decode(stream):
                     last = frame
-                    if frame.time is not None and frame.time >= time:
+                    if frame.time >= time:
                         break
                 if last is None:
                     raise EOFError("no frame there")
