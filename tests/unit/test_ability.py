@@ -152,4 +152,6 @@ def test_the_command_prints_and_writes_them(tmp_path: Path, capsys: pytest.Captu
     folder = tmp_path / "reports" / "figure-3"
     assert "the factor that A.4 does not tell" in (folder / "tables.md").read_text(encoding="utf-8")
     assert "arXiv:2511.21631" in (folder / "index.html").read_text(encoding="utf-8")
+    drawn = (folder / "figures" / "ability.svg").read_text(encoding="utf-8")
+    assert drawn.count("<circle") == 27 and "calvin: r = 0.34 (published 0.84)" in drawn
     json.loads((folder / "scores.json").read_text(encoding="utf-8"))
