@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from vlm4vla.reports.ability import (
     nearest_factor,
     published_outcomes,
 )
+from vlm4vla.reports.estimates import Estimate
 from vlm4vla.reports.scores import score
 from vlm4vla.reports.tables import Table
 from vlm4vla.studies.paper import figure_3, table_2
@@ -134,6 +136,23 @@ def test_the_tables_tell_difference_assumptions_and_gaps(tmp_path: Path) -> None
     }
     assert ability_tables(score(table_2(), tmp_path)) == []
     assert ability_tables(score(figure_3("tabletop"), tmp_path)) == []
+
+
+def test_what_we_measured_is_correlated_too(tmp_path: Path) -> None:
+    scores = score(figure_3(), tmp_path)
+    ours = {"qwen2.5-vl-3b": 3.0, "qwen3-vl-8b": 3.6, "paligemma-1-3b": 3.1, "kosmos-2": 2.0}
+    cells = {
+        key: replace(cell, estimate=Estimate(ours[key[0]], 0.0, 5.0))
+        for key, cell in scores.cells.items()
+        if key[0] in ours and key[1] == "calvin"
+    }
+    shown = ability_tables(replace(scores, cells={**scores.cells, **cells}))[0].rows
+    rows = [row for row in shown if "our success" in row[0]]
+    assert [row[1] for row in rows] == ["4", "4", "4"]  # of general VLMs alone there are too few
+    numbers = ability(HELD, Assumption(1.0))
+    assert float(rows[0][3]) == pytest.approx(
+        pearsonr([numbers[name] for name in ours], list(ours.values())).statistic, abs=0.0006
+    )
 
 
 def test_the_command_prints_and_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
