@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test slow quickstart bench clean
+.PHONY: help setup check format test slow quickstart study bench clean
 
 STAMP := .venv/.installed
 BIN := .venv/bin
@@ -36,6 +36,9 @@ slow: $(STAMP) ## the tests marked slow: minutes each
 
 quickstart: $(STAMP) ## demonstrations, two VLMs, training, rollouts, report: runs/quickstart/report.html
 	$(BIN)/vlm4vla quickstart --out runs/quickstart
+
+study: $(STAMP) ## does training from scratch hurt, does freezing the vision encoder hurt: three seeds, about two hours
+	$(BIN)/vlm4vla study mini --run --out runs/studies
 
 bench: $(STAMP) ## speed and memory: every program in perf/, results in runs/bench/*.json
 	@mkdir -p runs/bench

@@ -5,12 +5,14 @@ images       our step from uint8 images over the same from ready tensors: what p
 reference    the released code's way over ours: the whole model with all hidden states and logits, and images through
              the Hugging Face processor one after the other
 predict_ms   one chunk for one observation, image and text included
+predict_mb   the most that is alive beside the parameters while one chunk is predicted, in MB
 activations  bytes that a training step keeps for its backward pass, per sample, in MB
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from vlm4vla.backbones.tiny import TINY_SIZES, TinySize, build_tiny
 from vlm4vla.benchmarks.tabletop.tasks import instructions
 from vlm4vla.core.types import Observation
 from vlm4vla.policies.heads import Features, LossWeights, MLPHead
+from vlm4vla.training.memory import Alive
 
 BATCH = 8
 SMALL = TinySize(
@@ -110,8 +113,19 @@ def measure(family: str, size: TinySize, folder: Path) -> dict[str, float]:
         "images": images / tensors,
         "reference": released / images,
         "predict_ms": 1e3 * prediction,
+        "predict_mb": working(backbone, head, predict) / 2**20,
         "activations": kept(backbone, inputs) / BATCH / 2**20,
     }
+
+
+def working(backbone: Backbone, head: MLPHead, predict: Callable[[], None]) -> int:
+    """Bytes alive at the peak of a prediction beside the parameters."""
+    alive = Alive()
+    with alive:
+        alive.hold([*backbone.parameters(), *backbone.buffers(), *head.parameters()])
+        alive.lasting = alive.now
+        predict()
+    return alive.working
 
 
 def kept(backbone: Backbone, inputs: BackboneInputs) -> int:

@@ -20,6 +20,7 @@ from vlm4vla.core.recipes import (
     to_json,
 )
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.studies.study import Column, Study, StudyRow
 
 TASKS = {
     "fixed-target": ("press", "open", "close"),
@@ -150,6 +151,23 @@ def write_evaluation(
     if videos:
         write_json(where / "videos" / "videos.json", index)
     return where
+
+
+LOOK_A = Column(name="look A", trial="tabletop", look="A")
+
+
+def small_study(*rows: tuple[str, dict[str, Trial]], columns: tuple[Column, ...] = (LOOK_A,)) -> Study:
+    """Invented rows; 50 is published for each."""
+    made = tuple(StudyRow(name=name, trials=trials, published={"look A": 50.0}) for name, trials in rows)
+    return Study(name="invented", title="Table 0", question="Which?", columns=columns, rows=made)
+
+
+def two_rows(out: Path) -> Study:
+    """A good row and a bad one with three broken episodes."""
+    good, bad = make_trial("tiny-qwen3-vl"), make_trial("tiny-paligemma-2")
+    write_trial(out, good, skill=0.95)
+    write_trial(out, bad, skill=0.45, broken=3)
+    return small_study(("good", {"tabletop": good}), ("bad", {"tabletop": bad}))
 
 
 def difficulty(episode: str, skill: float) -> float:

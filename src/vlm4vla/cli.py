@@ -273,7 +273,8 @@ def evaluate(options: argparse.Namespace) -> None:
     is_trial = (folder / "trial.json").exists()
     base = read_trial(folder).evaluations if is_trial else trained_for(folder)
     recipe = chosen_evaluation(options, base)
-    results = evaluate_again(folder, recipe, _resources(options))
+    resources = dataclasses.replace(_resources(options), shard=options.shard or (0, 1))
+    results = evaluate_again(folder, recipe, resources)
     out = folder.parents[1] if is_trial and folder.parent.name == "trials" else None
     if out is not None:
         _report(out, title=out.name, as_json=options.json)
@@ -363,6 +364,13 @@ def _one_thread() -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard: 0/8 to 7/8 are the eight of eight")
+    return int(number), int(count)
 
 
 def _positive(text: str) -> int:
@@ -482,6 +490,12 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--execute", type=_count, metavar="N", help="actions of each chunk to carry out")
     made.add_argument("--episodes", type=_count, metavar="N", help="per task")
     made.add_argument("--seed", type=_count, metavar="N")
+    made.add_argument(
+        "--repeats", type=_positive, metavar="N", help="plays of each episode, for heads that draw noise"
+    )
+    made.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only every N-th episode, from the I-th on (0/N)"
+    )
     work(made)
 
     made = add(

@@ -17,22 +17,24 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made = add("simulators", listing, "Simulators beside Tabletop: install, check, make demonstrations.")
     inner = made.add_subparsers(metavar="")
     made = add("install", install, "Into an environment of its own, with exact versions.", into=inner)
-    made.add_argument("name", metavar="NAME", help="calvin")
+    made.add_argument("name", metavar="NAME", help="calvin or simpler")
     made.add_argument(
         "--from", dest="copy", type=Path, metavar="FOLDER", help="an offline copy of its models"
     )
     made.add_argument("--url", metavar="URL", help="another place of its repository")
     made.add_argument("--here", action="store_true", help="packages into this Python, not one of its own")
     made = add("check", check, "Build, draw and solve something: does it work here?", into=inner)
-    made.add_argument("name", metavar="NAME", help="calvin")
+    made.add_argument("name", metavar="NAME", help="calvin or simpler")
     made = add(
         "demonstrate", demonstrate, "Scripted demonstrations in the benchmark's own format.", into=inner
     )
-    made.add_argument("name", metavar="NAME", help="calvin")
+    made.add_argument("name", metavar="NAME", help="calvin or simpler")
     made.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     made.add_argument("--episodes", type=int, default=150, metavar="N", help="default 150")
     made.add_argument("--scenes", default="ABC", help="CALVIN's; default ABC, what is evaluated is D")
-    made.add_argument("--tasks", default="", metavar="NAME,NAME", help="default: all that the expert can do")
+    made.add_argument(
+        "--tasks", default="", metavar="NAME,NAME", help="or LIBERO's suites; default: the expert's"
+    )
     made.add_argument("--seed", type=int, default=0, metavar="N")
 
 
@@ -80,22 +82,25 @@ def check(options: argparse.Namespace) -> None:
         print(json.dumps(found, indent=1))
     else:
         for key, value in found.items():
-            print(f"{key:<10}{value}")
+            print(f"{key:<12}{value}")
     if not found["works"]:
         raise SimulatorError(f"{options.name} does not work here: see above")
 
 
 def demonstrate(options: argparse.Namespace) -> None:
     """Demonstrations of the scripted expert."""
-    arguments = [str(options.out), "--episodes", str(options.episodes), "--scenes", options.scenes]
+    arguments = [str(options.out), "--episodes", str(options.episodes)]
     arguments += ["--tasks", options.tasks, "--seed", str(options.seed)]
+    if options.name == "calvin":
+        arguments += ["--scenes", options.scenes]
     found = json.loads(_in_simulator(options.name, arguments, quiet=options.quiet))
     if options.json:
         print(json.dumps(found))
         return
     print(
         f"{found['folder']}: {found['demonstrations']} scripted demonstrations, which are not {options.name}'s own\n"
-        f"Train on them: vlm4vla train {options.name} --data {found['folder']}"
+        f"Train on them: vlm4vla train {found.get('preset', options.name)} --data {found['folder']}"
+        f"{found.get('settings', '')}"
     )
 
 

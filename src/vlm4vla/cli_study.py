@@ -19,6 +19,9 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     made.add_argument("--list", action="store_true", help="which there are")
     made.add_argument("--plan", action="store_true", help="its rows and what is missing; starts nothing")
     made.add_argument("--run", action="store_true", help="do what is missing, then report")
+    made.add_argument(
+        "--report", action="store_true", help="write the report of what there is; starts nothing"
+    )
     made.add_argument("--status", action="store_true", help="the same as --plan")
     made.add_argument(
         "--scale", choices=("paper", "tabletop"), default="paper", help="tabletop: the same matrix in small"
@@ -26,32 +29,79 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     made.add_argument(
         "--out", type=Path, default=Path("runs/studies"), help="runs of all studies; default: runs/studies"
     )
+    made.add_argument(
+        "--reproduction", action="store_true", help="print the page that tells how it is reproduced"
+    )
+    made.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="SOURCE=FOLDER",
+        help="where demonstrations lie (calvin, bridge, libero_10); kept in --out",
+    )
+    made.add_argument("--gpus", type=int, metavar="N", help="that share each training, one trial at a time")
     work(made, processes=2)
 
 
 def study(options: argparse.Namespace) -> None:
     """List, plan or run."""
     from vlm4vla.benchmarks.registry import load
+    from vlm4vla.studies.mini import OWN_STUDIES
     from vlm4vla.studies.paper import STUDIES
     from vlm4vla.studies.study import study_named
 
     if options.list or options.name is None:
         _list(options)
         return
-    if options.plan + options.run + options.status > 1:
-        raise RecipeError("choose one of --plan, --run and --status")
+    if options.plan + options.run + options.status + options.report > 1:
+        raise RecipeError("choose one of --plan, --run, --report and --status")
     name: str = options.name
-    made = load(name)(options.scale) if ":" in name else study_named(name, STUDIES, options.scale)
+    made = (
+        load(name)(options.scale)
+        if ":" in name
+        else study_named(name, {**STUDIES, **OWN_STUDIES}, options.scale)
+    )
+    if options.reproduction:
+        from vlm4vla.studies.reproduce import reproduction
+
+        print(reproduction(made), end="")
+        return
+    made = _with_data(made, options)
     if options.run:
         _run(made, options)
-    _plan(made, options)
+    elif options.report:
+        _report(made, options)
+    else:
+        _plan(made, options)
+
+
+def _with_data(made: Any, options: argparse.Namespace) -> Any:
+    """Folders given now or before under the same --out, those that this study reads."""
+    from vlm4vla.studies.runs import read_json, write_json
+    from vlm4vla.studies.study import with_data
+
+    kept = options.out / "data.json"
+    folders: dict[str, str] = read_json(kept) if kept.exists() else {}
+    for text in options.data:
+        source, equals, folder = text.partition("=")
+        if not (source and equals and folder):
+            raise RecipeError(f"--data {text!r}: SOURCE=FOLDER is expected, e.g. calvin=/data/calvin")
+        with_data(made, {source: folder})
+        folders[source] = folder
+    if options.data:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_json(kept, folders)
+    read = {trial.demonstrations.source for trial in made.trials}
+    return with_data(made, {source: folder for source, folder in folders.items() if source in read})
 
 
 def _list(options: argparse.Namespace) -> None:
     from vlm4vla.reports.tables import Table
+    from vlm4vla.studies.mini import OWN_STUDIES
     from vlm4vla.studies.paper import STUDIES
 
-    made = [make(options.scale) for make in STUDIES.values()]
+    makers = {**STUDIES, **OWN_STUDIES}
+    made = [make(options.scale) for make in makers.values()]
     if options.json:
         entries = [
             {
@@ -61,23 +111,24 @@ def _list(options: argparse.Namespace) -> None:
                 "rows": len(s.rows),
                 "trials": len(s.trials),
             }
-            for name, s in zip(STUDIES, made, strict=True)
+            for name, s in zip(makers, made, strict=True)
         ]
         print(json.dumps(entries, indent=1))
         return
     rows = tuple(
         (name, s.title, str(len(s.rows)), str(len(s.trials)), s.question)
-        for name, s in zip(STUDIES, made, strict=True)
+        for name, s in zip(makers, made, strict=True)
     )
     columns = ("name", "in the paper", "rows", "trials", "question")
-    print(Table("Studies of the paper", columns, rows).text(width=120))
+    print(Table("Studies", columns, rows).text(width=120))
     print("\n`vlm4vla study NAME --plan` prints its rows; `--scale tabletop` the same matrix in small.")
 
 
 def _plan(made: Any, options: argparse.Namespace) -> None:
     from vlm4vla.reports.tables import DASH, Table
+    from vlm4vla.studies.display import clock
     from vlm4vla.studies.runs import RunStore
-    from vlm4vla.studies.study import counts, state_of
+    from vlm4vla.studies.study import counts, seconds_left, state_of
 
     store = RunStore(options.out)
     states = counts(made, store)
@@ -94,28 +145,55 @@ def _plan(made: Any, options: argparse.Namespace) -> None:
             }
             for row in made.rows
         ]
-        plan = {"name": made.name, "title": made.title, "question": made.question, "columns": made.columns}
+        plan = {
+            "name": made.name,
+            "title": made.title,
+            "question": made.question,
+            "columns": made.column_names,
+        }
         print(json.dumps({**plan, "rows": rows, "states": states, "notes": made.notes}, indent=1))
         return
     cells = tuple(
         (
             row.name,
-            *(f"{row.published[c]:g}" if c in row.published else DASH for c in made.columns),
+            *(f"{row.published[c]:g}" if c in row.published else DASH for c in made.column_names),
             "; ".join(sorted({state_of(t, row, store) for t in row.trials.values()}) or ["published only"]),
         )
         for row in made.rows
     )
     heading = "published" if any(row.published for row in made.rows) else "nothing published at this scale"
     title = f"{made.title}: {made.question} ({heading})"
-    print(Table(title, ("row", *made.columns, "ours"), cells).text(width=120))
+    print(Table(title, ("row", *made.column_names, "ours"), cells).text(width=120))
+    left = seconds_left(made, store)
     told = ", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to train"
     print(f"\nTrials: {told}. Runs: {store.root}")
+    if left:
+        print(f"Time left, one trial after the other, as fast as those that are done: {clock(left)}")
+    if options.gpus:
+        _print_memory(made, options.gpus)
     for note in made.notes:
         print(f"Note: {note}.")
 
 
+def _print_memory(made: Any, gpus: int) -> None:
+    """The largest training of every backbone and head."""
+    from vlm4vla.reports.tables import Table
+    from vlm4vla.training.memory import plan, with_checkpointing
+
+    largest: dict[tuple[str, str, int], Any] = {}
+    for trial in made.trials:
+        key = (trial.policy.backbone, trial.policy.head, trial.policy.image_size)
+        if key not in largest or len(trial.policy.freeze) < len(largest[key].policy.freeze):
+            largest[key] = trial
+    rows = []
+    for (backbone, head, size), trial in largest.items():
+        peaks = [plan(with_checkpointing(trial, again), gpus=gpus).peak / 1e9 for again in (False, True)]
+        rows.append((backbone, head, str(size), *(f"{peak:.1f}" for peak in peaks)))
+    columns = ("backbone", "head", "image", "activations kept", "computed again")
+    print("\n" + Table(f"GB on each of {gpus} GPUs", columns, tuple(rows)).text(width=120))
+
+
 def _run(made: Any, options: argparse.Namespace) -> None:
-    from vlm4vla.reports.page import write_report
     from vlm4vla.studies.checks import Resources
     from vlm4vla.studies.choices import given
     from vlm4vla.studies.parallel import run_trials
@@ -131,11 +209,29 @@ def _run(made: Any, options: argparse.Namespace) -> None:
         )
     if not trials:
         raise RecipeError(f"study {made.name!r}: none of its trials can be run yet")
+    processes = 1 if options.gpus else options.processes
     resources = Resources(
         progress=not options.quiet,
         demonstration_processes=options.processes,
+        train_processes=options.gpus or 1,
         **given(options, "workers", "videos", "device"),
     )
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]]), "study": made.name}
-    run_trials(trials, RunStore(options.out), processes=options.processes, resources=resources, notes=notes)
-    print(f"Report: {write_report(options.out, title=made.title)}")
+    try:
+        run_trials(trials, RunStore(options.out), processes=processes, resources=resources, notes=notes)
+    finally:  # what failed is told in the report too
+        _report(made, options)
+
+
+def _report(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.reports.scores import score
+    from vlm4vla.reports.study_page import main_table, write_index, write_study_report
+    from vlm4vla.studies.mini import OWN_STUDIES
+    from vlm4vla.studies.paper import STUDIES
+
+    out = options.out / "reports"
+    path = write_study_report(made, options.out, out / made.name)
+    print(main_table(score(made, options.out)).text(width=120), end="\n\n")
+    studies = [make(options.scale) for make in (*STUDIES.values(), *OWN_STUDIES.values())]
+    write_index([*studies, *([made] if made not in studies else [])], options.out, out)
+    print(f"Report: {path}\nAll studies: {out / 'index.html'}")

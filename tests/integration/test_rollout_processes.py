@@ -126,7 +126,7 @@ def script(tmp_path: Path) -> Iterator[list[str]]:
     yield [sys.executable, str(path), str(tmp_path / "out")]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent / 'src'}"}
 
 
 def test_a_script_needs_no_main_guard(script: list[str], tmp_path: Path) -> None:
@@ -135,6 +135,24 @@ def test_a_script_needs_no_main_guard(script: list[str], tmp_path: Path) -> None
     )
     assert done.stdout == "12 12\n"
     assert done.stderr.splitlines()[-1].startswith("point-world-v1  12/12 episodes, success ")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of a file")
+def test_a_disk_that_fills_up_loses_no_recorded_episode_and_the_evaluation_continues(
+    script: list[str], tmp_path: Path
+) -> None:
+    """The fault is real: the process may write no file of more than 900 bytes, which is in the middle of a line."""
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))\n{Path(script[1]).read_text()}"
+    Path(script[1]).write_text(limited)
+    done = subprocess.run([*script, "0"], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    log = tmp_path / "out" / "episodes.jsonl"
+    assert done.returncode == 1
+    assert f"{log}: the disk took only part of a line; free some space" in done.stderr.splitlines()[-1]
+    kept = log.read_bytes()
+    whole = kept[: kept.rfind(b"\n") + 1]
+    assert len(kept) == 900 and 0 < whole.count(b"\n") < 12
+    assert timeless(play(PointWorld(), tmp_path / "out")) == timeless(play(PointWorld(), workers=0))
+    assert log.read_bytes().startswith(whole) and log.read_bytes().count(b"\n") == 12
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for children in /proc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from vlm4vla.reports.estimates import (
     compare_paired,
     fisher_p,
     mcnemar_p,
+    repeated,
     success_rate,
 )
 
@@ -127,3 +129,16 @@ def test_chains_that_all_end_alike_still_have_a_width() -> None:
     assert found is not None
     assert (found.value, found.low) == (0, 0)
     assert found.high > 0.5
+
+
+def test_repeats_of_an_episode_are_not_independent() -> None:
+    rng = np.random.default_rng(0)
+    rates = rng.beta(2, 2, size=4000)
+    plays = {str(i): rng.binomial(1, rate, size=5).astype(float).tolist() for i, rate in enumerate(rates)}
+    found = repeated(plays)
+    assert found is not None
+    assert found.between == pytest.approx(0.05, abs=0.005)  # Beta(2, 2) has variance 1/20
+    assert found.within == pytest.approx(0.2, abs=0.01)  # E[p (1 - p)]
+    half = (found.estimate.high - found.estimate.low) / 2
+    assert half == pytest.approx(1.96 * np.sqrt((0.05 + 0.2 / 5) / 4000), rel=0.05)
+    assert repeated({"one": [1.0, 0.0]}) is None

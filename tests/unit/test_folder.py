@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from PIL import Image
@@ -18,6 +22,7 @@ from vlm4vla.demonstrations.folder import FolderSource
 from vlm4vla.demonstrations.frames import StoredFrames
 from vlm4vla.demonstrations.indexed import find
 from vlm4vla.demonstrations.recordings import Reader
+from vlm4vla.demonstrations.video_frames import frame_rate
 
 SPEC = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="metres_radians")
 
@@ -79,6 +84,70 @@ def test_what_lies_there_is_read(folder: Path) -> None:
     assert pickle.loads(pickle.dumps(source)).fingerprint == source.fingerprint  # noqa: S301
 
 
+def test_actions_may_be_a_parquet_table(folder: Path) -> None:
+    place, expected = folder / "first", actions(0, 11)
+    (place / "actions.csv").unlink()
+    names = ["x", "y", "z", "a", "b", "c", "gripper"]
+    table = {"timestamp": np.arange(11) / 10, **dict(zip(names, expected.T, strict=True))}
+    pq.write_table(pa.table(table), place / "actions.parquet")
+    np.testing.assert_array_equal(FolderSource(folder)[0].actions, expected)
+    pq.write_table(pa.table({"action": expected.tolist()}), place / "actions.parquet")
+    np.testing.assert_array_equal(FolderSource(folder)[0].actions, expected)
+    for content, told in (
+        ({**table, "timestamp": np.zeros(11)}, "row 1: its timestamp does not come after"),
+        ({"action": expected[:, :6].tolist()}, "6 numbers an action; 7 are expected"),
+        ({"action": ["push"] * 11}, "is no table of numbers"),
+    ):
+        pq.write_table(pa.table(content), place / "actions.parquet")
+        with pytest.raises(DataError, match=told):
+            FolderSource(folder)[0]
+    (place / "actions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="is no table of numbers"):
+        FolderSource(folder)[0]
+
+
+def film(path: Path, steps: int, *, late: int | None = None) -> list[np.ndarray]:
+    """A video with grey growing from frame to frame; frame `late` comes half a step after its time."""
+    images = [np.full((48, 64, 3), 20 * step, np.uint8) for step in range(steps)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 100)
+        for step, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = 10 * step + (5 if step == late else 0), Fraction(1, 100)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return images
+
+
+def test_frames_may_be_a_video(folder: Path) -> None:
+    place = folder / "first"
+    for path in place.glob("*.png"):
+        path.unlink()
+    images = film(place / "camera.mp4", 11)
+    recording = FolderSource(folder)[0]
+    assert len(recording.images) == 11
+    for step in (10, 0, 5):
+        assert np.abs(recording.images[step].astype(int) - images[step].astype(int)).max() < 6
+    film(place / "camera.mp4", 10)
+    frame_rate.cache_clear()
+    with pytest.raises(DataError, match="10 frames and 11 actions"):
+        FolderSource(folder)[0]
+    film(place / "camera.mp4", 11, late=4)
+    frame_rate.cache_clear()
+    with pytest.raises(DataError, match=r"do not come at even times \(frame 4 "):
+        FolderSource(folder)[0]
+    film(place / "second.mkv", 11)
+    with pytest.raises(DataError, match="2 videos and 0 pictures"):
+        FolderSource(folder)[0]
+    (place / "second.mkv").unlink()
+    (place / "camera.mp4").write_bytes(b"no video")
+    frame_rate.cache_clear()
+    with pytest.raises(DataError, match="is not a video that can be read"):
+        FolderSource(folder)[0]
+
+
 def test_the_fingerprint_moves_with_the_content_and_not_with_the_place(folder: Path) -> None:
     before = FolderSource(folder).fingerprint
     moved = folder.rename(folder.with_name("elsewhere"))
@@ -124,9 +193,9 @@ def test_faults_of_the_lists_are_told(folder: Path, name: str, text: str | None,
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("first/actions.csv", None, "neither actions.csv nor actions.npy"),
+        ("first/actions.csv", None, "neither actions.csv nor actions.npy nor actions.parquet"),
         ("first/actions.csv", b"", "is empty"),
-        ("first/actions.csv", b"1,2,3\n" * 11, "3 numbers a line; 7 are expected"),
+        ("first/actions.csv", b"1,2,3\n" * 11, "3 numbers an action; 7 are expected"),
         ("first/actions.csv", b"x,y\n1,2,3\n", "line 2: '1,2,3' is not a row of numbers"),
         ("first/actions.csv", b"1,2,3,4,5,6,7\n1,2,3,4,five,6,7\n", "line 2: .*five.* is not a row"),
         ("first/actions.csv", b"1,2,3,4,5,6,7\n1,2,3\n", "different numbers of fields"),

@@ -63,9 +63,9 @@ def real_step(trial: Trial) -> tuple[memory.Step, int]:
     native = vla.backbone.native
     assert native is not None
     horizon = trial.policy.horizon
-    micro = MicroBatch(
-        inputs, torch.zeros(SAMPLES, horizon, 7), torch.ones(SAMPLES, horizon, dtype=torch.bool)
-    )
+    vla.head.fit(lambda: memory.smooth_chunks(4096, horizon))
+    target = torch.from_numpy(memory.smooth_chunks(SAMPLES, horizon))
+    micro = MicroBatch(inputs, target, torch.ones(SAMPLES, horizon, dtype=torch.bool))
     step = memory.count_step(vla, Batch([micro], SAMPLES * horizon), trial)
     return step, inputs.input_ids.shape[1] - native.image_tokens
 
@@ -95,7 +95,7 @@ def test_a_larger_step_is_predicted(family: str, tmp_path: Path) -> None:
     assert_predicted(changed(trial, again=True))
 
 
-@pytest.mark.parametrize("head", ["flow", "tokens"])
+@pytest.mark.parametrize("head", ["flow", "tokens", "fast"])
 def test_other_heads_are_predicted(head: str) -> None:
     assert_predicted(tabletop("tiny-qwen3-vl", head=head))
 
@@ -105,6 +105,17 @@ def test_adapters_are_predicted() -> None:
     assert_predicted(trial)
     whole = memory.hollow_step(tabletop("tiny-qwen3-vl"), samples=2)
     assert memory.hollow_step(trial, samples=2).optimizer < 0.7 * whole.optimizer
+
+
+def test_the_papers_trainings_take_another_head(
+    capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    head = "fast"
+    assert main(["plan", "bridge", "--backbone", "kosmos-2", "--head", head, "--gpus", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["checkpointed"] for entry in found] == [False, True] and not recwarn.list
+    assert main(["train", "bridge", "--backbone", "kosmos-2", "--head", head, "--plan"]) == 0
+    assert f"bridge kosmos-2 pretrained {head}" in capsys.readouterr().out
 
 
 def test_what_is_alive_is_counted_once_and_until_it_is_gone() -> None:

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from run_folders import write_trial
 
+from vlm4vla.cli import main
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.studies import published
 from vlm4vla.studies.checks import check_recipe
+from vlm4vla.studies.mini import OWN_STUDIES
 from vlm4vla.studies.paper import STUDIES
-from vlm4vla.studies.study import Study
+from vlm4vla.studies.runs import RunStore
+from vlm4vla.studies.study import Study, seconds_left, with_data
 
 TEXT = {  # rows, columns, distinct trials at the paper's scale
     "table-1": (11, 6, 11),
@@ -33,13 +37,49 @@ def test_the_matrix_is_the_papers(name: str) -> None:
     study = STUDIES[name]("paper")
     assert (len(study.rows), len(study.columns), len(study.trials)) == TEXT[name]
     for row in study.rows:
-        assert set(study.columns) <= set(row.published) or name == "figure-3"
+        assert set(study.column_names) <= set(row.published) or name == "figure-3"
         assert row.trials or row.name == "thinkact"
     for trial in study.trials:
         check_recipe(trial, processes=8)
     names = [trial.name for trial in study.trials]
     assert len(set(names)) == len(names)
     assert len({fingerprint(trial) for trial in study.trials}) == len(names)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_of_its_reproduction_is_what_the_command_prints(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", name, "--reproduction"]) == 0
+    page = Path(__file__).parents[2] / "docs" / "reproductions" / f"{name}.md"
+    assert page.read_text() == capsys.readouterr().out
+
+
+def test_demonstrations_are_read_where_the_user_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", "table-3", "--plan", "--out", str(tmp_path), "--json"]
+    assert main([*command, "--data", "calvin=/data/calvin"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(command) == 0  # kept beside the runs
+    assert json.loads(capsys.readouterr().out) == first
+    trials = with_data(STUDIES["table-3"]("paper"), {"calvin": "/data/calvin"}).trials
+    assert {t.demonstrations.path for t in trials if t.demonstrations.source == "calvin"} == {
+        ("/data/calvin",)
+    }
+    assert main([*command, "--data", "libero_10=/data"]) == 1
+    assert main([*command, "--data", "calvin"]) == 1
+    assert "SOURCE=FOLDER is expected" in capsys.readouterr().err
+
+
+def test_time_left_is_judged_by_what_is_done(tmp_path: Path) -> None:
+    study = STUDIES["table-8"]("tabletop")
+    store = RunStore(tmp_path)
+    assert seconds_left(study, store) is None
+    for trial in study.trials[::2]:
+        write_trial(tmp_path, trial, skill=None)  # 431.7 s of training, 96.4 s of evaluation
+    left = seconds_left(study, store)
+    assert left == pytest.approx(len(study.trials[1::2]) * (431.7 + 96.4))
 
 
 def test_studies_share_what_they_have_in_common() -> None:
@@ -52,7 +92,10 @@ def test_studies_share_what_they_have_in_common() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_small_matrix_asks_the_same_with_tiny_backbones(name: str) -> None:
     study = STUDIES[name]("tabletop")
-    assert study.rows and study.columns == ("look A", "look D")
+    several = {"table-4": ("frozen", "trained"), "table-5": ("1e-05", "2e-05", "5e-05", "0.0001")}
+    several["table-7"] = ("224", "512", "768")
+    names = [f"{trial}, look {look}" for trial in several.get(name, ()) for look in "AD"]
+    assert study.rows and list(study.column_names) == (names or ["look A", "look D"])
     for trial in study.trials:
         check_recipe(trial)
         assert trial.policy.backbone.startswith("tiny-")
@@ -112,10 +155,9 @@ def test_slips_stand_with_their_tables() -> None:
 def test_commands_print_the_matrix_without_a_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vlm4vla.cli import main
 
     assert main(["study", "--list", "--json"]) == 0
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == list(STUDIES)
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [*STUDIES, *OWN_STUDIES]
     for name in STUDIES:
         assert main(["study", name, "--plan", "--out", str(tmp_path)]) == 0
         assert "missing" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from point_world import SPEC, PointWorld, Seeker
 
+from vlm4vla.benchmarks.records import actions_path, digest_of
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.core.errors import ActionSpecMismatch, RecipeError, RunError, SimulatorError
 from vlm4vla.core.types import EpisodeResult, Observation
@@ -215,3 +216,39 @@ def test_the_random_policy_keeps_the_policy_contract() -> None:
     assert -1 <= chunks.min() < -0.9 and 0.9 < chunks.max() <= 1
     assert abs(chunks[..., :6].mean()) < 0.1
     assert not np.array_equal(chunks, RandomPredictor(SPEC, 10, seed=2).predict_chunk(observations))
+
+
+def test_repeats_are_other_plays_of_the_same_episodes(tmp_path: Path) -> None:
+    world = PointWorld(episodes_per_task=3)
+    policy = RandomPredictor(world.action_spec, horizon=4)
+    results = evaluate(policy, world, execute=2, folder=tmp_path, workers=0, progress=False, repeats=3)
+    count = len(world.episodes())
+    assert [r.episode for r in results[:count]] == [spec.id for spec in world.episodes()]
+    assert results[count].episode == f"{world.episodes()[0].id}~repeat-1"
+    assert len({result.actions for result in results[::count]}) == 3  # other noise in each play
+    first = evaluate(policy, world, execute=2, folder=None, workers=0, progress=False)
+    assert [r.actions for r in first] == [r.actions for r in results[:count]]
+    with pytest.raises(RecipeError, match="draws no noise"):
+        evaluate(Seeker(), world, execute=1, folder=None, workers=0, progress=False, repeats=2)
+
+
+def test_shards_together_are_the_evaluation(tmp_path: Path) -> None:
+    world = PointWorld(episodes_per_task=3)
+    for number in (2, 0, 1):
+        evaluate(Seeker(), world, execute=1, folder=tmp_path, workers=0, progress=False, shard=(number, 3))
+    assert sorted(p.name for p in tmp_path.glob("*.jsonl")) == [f"episodes-{i}-of-3.jsonl" for i in range(3)]
+    whole = evaluate(Seeker(), world, execute=1, folder=tmp_path, workers=0, progress=False)
+    alone = evaluate(Seeker(), world, execute=1, folder=None, workers=0, progress=False)
+    assert [replace(r, seconds=0.0) for r in whole] == [replace(r, seconds=0.0) for r in alone]
+    assert not (tmp_path / "episodes.jsonl").read_bytes()  # nothing was played twice
+    with pytest.raises(RecipeError, match="shards count from 0"):
+        evaluate(Seeker(), world, execute=1, folder=None, workers=0, progress=False, shard=(3, 3))
+
+
+def test_the_actions_of_every_play_are_kept(tmp_path: Path) -> None:
+    world = PointWorld()
+    results = evaluate(Seeker(), world, execute=1, folder=tmp_path, workers=0, progress=False)
+    for result in results:
+        actions = np.load(actions_path(tmp_path, result.episode), allow_pickle=False)
+        assert actions.shape == (result.steps, 7) and digest_of(actions) == result.actions
+        assert len(result.last_image) == 16

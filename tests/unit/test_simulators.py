@@ -44,7 +44,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simulator:
     monkeypatch.setattr(simulators, "SIMULATORS", {"toy": entry})
     monkeypatch.setattr(simulators, "_WORKER", ())
     monkeypatch.setenv("VLM4VLA_SIMULATORS", str(tmp_path / "simulators"))
-    monkeypatch.setattr(simulators, "_packages", lambda entry, python, here: ["toy==1"])
+    monkeypatch.setattr(simulators, "_packages", lambda entry, python, here, wheels: ["toy==1"])
     return entry
 
 
@@ -75,10 +75,29 @@ def test_a_copy_is_taken_and_a_wrong_one_refused(toy: Simulator, tmp_path: Path)
     assert (folder / "data" / "model.urdf").exists()
 
 
+def test_files_are_laid_where_the_simulator_looks_for_them(
+    toy: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its repository, from a clone of that, and from a copy of what is installed; and what else it needs."""
+    elsewhere = replace(toy, places={"data/model.urdf": "models/robots/a.urdf"}, needed=("models",))
+    monkeypatch.setattr(simulators, "SIMULATORS", {"toy": elsewhere})
+    folders = []
+    for number, origin in enumerate((None, Path(toy.source), tmp_path / "0" / "toy")):
+        monkeypatch.setenv("VLM4VLA_SIMULATORS", str(tmp_path / str(number)))
+        folders.append(install("toy", copy_from=origin, say=str))
+        assert (folders[-1] / "models" / "robots" / "a.urdf").read_text() == "<robot/>"
+        assert not list(folders[-1].glob(".models*"))
+    prepared: list[Path] = []
+    monkeypatch.setattr(simulators, "load", lambda address: lambda folder, say: prepared.append(folder))
+    monkeypatch.setattr(simulators, "SIMULATORS", {"toy": replace(elsewhere, prepare="toys:prepare")})
+    install("toy", say=str)
+    assert prepared == [folders[-1]]
+
+
 def test_what_failed_is_no_installation_and_is_done_again(
     toy: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(entry: Simulator, python: str, here: bool) -> list[str]:
+    def broken(entry: Simulator, python: str, here: bool, wheels: Path | None) -> list[str]:
         raise SimulatorError("toy: its packages failed: no network")
 
     with monkeypatch.context() as patch:

@@ -1,18 +1,30 @@
-"""episodes.jsonl: one line per finished episode, append-only; an interrupted evaluation continues from it."""
+"""What an evaluation leaves: results, append-only, from which an interrupted one continues, and the actions taken.
+
+episodes.jsonl               a line per finished episode
+episodes-2-of-8.jsonl        likewise, of the third of eight shards; all of them together are the evaluation
+actions/ID.npy               float32 [steps, 7]: what was carried out, for `replay`
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import numpy as np
+from jaxtyping import Float32
 
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import from_json, to_json
 from vlm4vla.core.types import EpisodeResult
 
+REPEAT = "~repeat-"
+"""Between an episode's id and which play of it a result is."""
 _ATTEMPTS = 2
 """How often an episode that ends in an error is played, all resumed evaluations together."""
 
@@ -20,22 +32,27 @@ _ATTEMPTS = 2
 class EpisodeLog:
     """The results so far. Without a folder they are kept in memory only."""
 
-    def __init__(self, folder: Path | None, known: Iterable[str]) -> None:
-        """Reads what is there and repairs a half-written last line.
+    def __init__(self, folder: Path | None, known: Iterable[str], *, shard: tuple[int, int] = (0, 1)) -> None:
+        """Reads what is there, other shards' results included, and repairs a half-written last line of its own.
 
         Raises: RunError naming file and line for damage elsewhere, and for an episode that is not `known`.
         """
         self.results: dict[str, EpisodeResult] = {}
         """The last attempt of every episode."""
         self._errors: Counter[str] = Counter()
-        self._path = None if folder is None else folder / "episodes.jsonl"
+        name = "episodes.jsonl" if shard[1] == 1 else f"episodes-{shard[0]}-of-{shard[1]}.jsonl"
+        self._path = None if folder is None else folder / name
         self._file = None
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a line is in the file when add() returns, even if this process is killed next.
             self._file = self._path.open("ab", buffering=0)
             try:
-                self._read(self._path, set(known))
+                names = set(known)
+                for other in logs(self._path.parent):
+                    if other != self._path:
+                        self._read(other, names, repair=False)
+                self._read(self._path, names, repair=True)
             except RunError:
                 self._file.close()
                 raise
@@ -76,7 +93,7 @@ class EpisodeLog:
         self.results[result.episode] = result
         self._errors[result.episode] += result.error is not None
 
-    def _read(self, path: Path, known: set[str]) -> None:
+    def _read(self, path: Path, known: set[str], *, repair: bool) -> None:
         data = path.read_bytes()
         complete = data.rfind(b"\n") + 1
         for number, line in enumerate(data[:complete].splitlines(), start=1):
@@ -93,6 +110,45 @@ class EpisodeLog:
                     "another evaluation, choose a new one"
                 )
             self._keep(result)
-        if complete < len(data):
+        if complete < len(data) and repair:
             with path.open("r+b") as file:
                 file.truncate(complete)
+
+
+def logs(folder: Path) -> list[Path]:
+    """Every file of results of an evaluation."""
+    return sorted(folder.glob("episodes*.jsonl"))
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """Of the bytes, one array after the other."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def actions_path(folder: Path, episode: str) -> Path:
+    """Where the actions of a play lie."""
+    return folder / "actions" / f"{safe_name(episode)}.npy"
+
+
+def keep_actions(folder: Path, episode: str, actions: Sequence[Float32[np.ndarray, "steps 7"]]) -> None:
+    """Write the actions of a play whole. Raises: RunError when the disk does not take them."""
+    path = actions_path(folder, episode)
+    partial = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate([np.empty((0, 7), np.float32), *actions]))
+        partial.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: {error}; free some space and run the same again, it continues from here"
+        ) from error
+
+
+def safe_name(episode: str) -> str:
+    """An episode's id, or a safe form of it that no other id has."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", episode).lstrip(".")[:100]
+    return safe if safe == episode else f"{safe}-{hashlib.sha256(episode.encode()).hexdigest()[:8]}"

@@ -46,12 +46,31 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
     "tabletop-chain": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS | _LOOK),
     "tabletop-chain-a": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS, arguments={"look": "A"}),
     "tabletop-chain-d": BenchmarkEntry(factory=_CHAIN, fields=_CHAIN_FIELDS, arguments={"look": "D"}),
+    **{
+        f"libero-{suite}": BenchmarkEntry(
+            factory="vlm4vla.benchmarks.libero.benchmark:Libero",
+            fields={name: name for name in ("tasks", "episodes_per_task", "image_size", "renderer")},
+            arguments={"suite": suite},
+            simulator="libero",
+            per_worker=1,
+            defaults={"look": "", "renderer": "egl", "image_size": 256, "episodes_per_task": 0, "tasks": ()},
+        )
+        for suite in ("long", "object", "spatial", "goal", "90")
+    },
     "calvin-abc-d": BenchmarkEntry(
         factory="vlm4vla.benchmarks.calvin.benchmark:Calvin",
         fields={"episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
         per_worker=1,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
+    ),
+    "simpler-bridge": BenchmarkEntry(
+        factory="vlm4vla.benchmarks.simpler.benchmark:Simpler",
+        fields={name: name for name in ("tasks", "episodes_per_task", "image_size")},
+        arguments={"renderer": "lavapipe"},
+        simulator="simpler",
+        per_worker=1,
+        defaults={"look": "", "renderer": "lavapipe", "image_size": 224, "episodes_per_task": 0, "tasks": ()},
     ),
 }
 

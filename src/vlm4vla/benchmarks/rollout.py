@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import Float32, UInt8
 
 from vlm4vla.benchmarks.pool import Lost, Pool
 from vlm4vla.benchmarks.progress import Progress
-from vlm4vla.benchmarks.records import EpisodeLog
+from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, digest_of, keep_actions
 from vlm4vla.benchmarks.video import video_path, write_index, write_video
 from vlm4vla.benchmarks.wire import Reply, Request
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER, ActionSpec, require_same
@@ -43,8 +43,14 @@ def evaluate(
     episodes: Sequence[EpisodeSpec] | None = None,
     time_limit: float = 120.0,
     python: str | None = None,
+    repeats: int = 1,
+    shard: tuple[int, int] = (0, 1),
 ) -> list[EpisodeResult]:
     """Play the benchmark's episodes, or the given ones of them; results come in their order.
+
+    Each is played `repeats` times by a policy that draws noise, other noise in each. `shard` (i, n) plays every n-th
+    play, from the i-th on, and records them in a file of its own; results of the other shards that lie in `folder`
+    count as known.
 
     `execute` actions of every chunk are carried out; a completed goal drops the rest. `environments` episodes are
     under way at once (twice the predictor's batch size keeps everyone busiest) in `workers` processes of the
@@ -57,7 +63,7 @@ def evaluate(
     policy that predicts nonsense, SimulatorError when no worker starts.
     """
     require_same(predictor.action_spec, benchmark.action_spec, who=f"The policy and {benchmark.name}")
-    _check_arguments(predictor, execute, environments, workers, videos, folder)
+    _check_arguments(predictor, execute, environments, workers, videos, folder, repeats, shard)
     listed = benchmark.episodes()
     chosen = listed if episodes is None else episodes
     repeated = [name for name, count in Counter(spec.id for spec in chosen).items() if count > 1]
@@ -65,11 +71,20 @@ def evaluate(
         raise SimulatorError(
             f"{benchmark.name} has several episodes with the id {repeated[0]!r}; ids must be unique"
         )
+    if repeats > 1 and not getattr(predictor, "draws_noise", False):
+        raise RecipeError(
+            f"repeats is {repeats}, but the policy draws no noise: every repeat of an episode would be the same. "
+            "Set repeats to 1"
+        )
     recorded = _first_of_each_task(chosen, videos)
-    with EpisodeLog(folder, [spec.id for spec in (*listed, *chosen)]) as log:
-        missing = [spec for spec in chosen if log.to_play(spec.id)]
-        done = [log.results[spec.id] for spec in chosen if not log.to_play(spec.id)]
-        display = Progress(benchmark.name, len(chosen), done, shown=progress)
+    number, shards = shard
+    plays = [(spec, repeat) for repeat in range(repeats) for spec in chosen][number::shards]
+    ids = [play_id(spec, repeat) for spec, repeat in plays]
+    known = [play_id(spec, repeat) for repeat in range(repeats) for spec in (*listed, *chosen)]
+    with EpisodeLog(folder, known, shard=shard) as log:
+        missing = [play for play, name in zip(plays, ids, strict=True) if log.to_play(name)]
+        done = [log.results[name] for name in ids if not log.to_play(name)]
+        display = Progress(benchmark.name, len(plays), done, shown=progress)
         if missing:
             pool = Pool(
                 benchmark,
@@ -85,7 +100,12 @@ def evaluate(
         if folder is not None:
             write_index(folder, recorded, log.results.values())
         display.finish()
-        return [log.results[spec.id] for spec in chosen]
+        return [log.results[name] for name in ids]
+
+
+def play_id(spec: EpisodeSpec, repeat: int) -> str:
+    """What a play is recorded as: the episode's id, from the second play on with its number."""
+    return f"{spec.id}{REPEAT}{repeat}" if repeat else spec.id
 
 
 def task_and_tier(episode: EpisodeSpec) -> tuple[str, str]:
@@ -106,6 +126,7 @@ class RandomPredictor:
         self._action_spec = action_spec
         self._horizon = horizon
         self._seed = seed
+        self.draws_noise = True
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -121,7 +142,10 @@ class RandomPredictor:
         """One chunk per observation."""
         chunks = np.empty((len(observations), self._horizon, ACTION_SIZE), dtype=np.float32)
         for chunk, observation in zip(chunks, observations, strict=True):
-            digest = hashlib.blake2b(f"{self._seed}/{observation.instruction}/".encode(), digest_size=16)
+            text = f"{self._seed}/{observation.instruction}/" + (
+                f"{observation.repeat}/" * bool(observation.repeat)
+            )
+            digest = hashlib.blake2b(text.encode(), digest_size=16)
             digest.update(observation.image.tobytes())
             chunk[:] = np.random.default_rng(list(digest.digest())).uniform(-1, 1, chunk.shape)
             chunk[:, GRIPPER] = np.where(chunk[:, GRIPPER] < 0, -1, 1)
@@ -133,6 +157,7 @@ class _Play:
     """An episode under way."""
 
     spec: EpisodeSpec
+    repeat: int
     record: bool
     observation: Observation | None = None
     goals_completed: int = 0
@@ -143,7 +168,8 @@ class _Play:
         default_factory=lambda: np.empty((0, ACTION_SIZE), np.float32)
     )
     """The actions under way."""
-    actions: "hashlib._Hash" = field(default_factory=lambda: hashlib.sha256())
+    actions: list[Float32[np.ndarray, "steps 7"]] = field(default_factory=list)
+    """Those carried out."""
     start: float = field(default_factory=time.monotonic)
 
     @property
@@ -154,8 +180,8 @@ class _Play:
 
     def take(self, reply: Reply) -> None:
         """Count what a reply says."""
-        self.observation = reply.observation
-        self.actions.update(self.chunk[: reply.steps].tobytes())
+        self.observation = reply.observation and replace(reply.observation, repeat=self.repeat)
+        self.actions.append(self.chunk[: reply.steps])
         self.steps += reply.steps
         self.steps_for_goal += reply.steps
         if reply.goals_completed > self.goals_completed:
@@ -167,15 +193,17 @@ class _Play:
     def result(self, error: str | None = None) -> EpisodeResult:
         """The record of the episode as it stands."""
         task, tier = task_and_tier(self.spec)
+        image = None if self.observation is None else self.observation.image
         return EpisodeResult(
-            episode=self.spec.id,
+            episode=play_id(self.spec, self.repeat),
             task=task,
             tier=tier,
             goals=len(self.spec.goals),
             goals_completed=self.goals_completed,
             steps=self.steps,
             seconds=round(time.monotonic() - self.start, 3),
-            actions=self.actions.hexdigest()[:16],
+            actions=digest_of(*self.actions),
+            last_image="" if image is None else digest_of(image),
             error=error,
         )
 
@@ -205,12 +233,12 @@ class _Rollout:
         self._waiting: dict[int, _Play] = {}
         """Those of them that wait for a prediction."""
 
-    def play(self, specs: Sequence[EpisodeSpec]) -> None:
-        pending = deque(specs)
+    def play(self, plays: Sequence[tuple[EpisodeSpec, int]]) -> None:
+        pending = deque(plays)
         while pending or self._playing:
             for place in self._pool.free(self._playing):
                 if pending:
-                    self._begin(place, pending.popleft())
+                    self._begin(place, *pending.popleft())
             if self._worth_predicting():
                 self._predict()
             for event in self._pool.wait():
@@ -219,8 +247,9 @@ class _Rollout:
                 else:
                     self._take(event)
 
-    def _begin(self, place: int, spec: EpisodeSpec) -> None:
-        play = self._playing[place] = _Play(spec, record=spec.id in self._recorded_ids)
+    def _begin(self, place: int, spec: EpisodeSpec, repeat: int) -> None:
+        record = repeat == 0 and spec.id in self._recorded_ids
+        play = self._playing[place] = _Play(spec, repeat, record=record)
         self._pool.send(Request(place=place, episode=spec, record=play.record))
 
     def _worth_predicting(self) -> bool:
@@ -254,14 +283,15 @@ class _Rollout:
         else:
             self._waiting[reply.place] = play
 
-    def _lose(self, lost: Lost) -> list[EpisodeSpec]:
+    def _lose(self, lost: Lost) -> list[tuple[EpisodeSpec, int]]:
         """Record the culprit's error and return the other episodes, last first, to be begun again."""
         again = []
         for place in sorted(lost.places & self._playing.keys(), reverse=True):
             if place == lost.culprit:
                 self._finish(place, lost.error)
             else:
-                again.append(self._playing.pop(place).spec)
+                play = self._playing.pop(place)
+                again.append((play.spec, play.repeat))
             self._waiting.pop(place, None)
         return again
 
@@ -271,6 +301,8 @@ class _Rollout:
         if play.record and self._folder is not None and error is None:
             # Before the result, so that an episode with a result has its video even when we are killed in between.
             write_video(video_path(self._folder, play.spec.id), np.concatenate(play.frames))
+        if self._folder is not None and error is None:
+            keep_actions(self._folder, result.episode, play.actions)
         self._log.add(result)
         if play.record and self._folder is not None:
             write_index(self._folder, self._recorded, self._log.results.values())
@@ -278,12 +310,23 @@ class _Rollout:
 
 
 def _check_arguments(
-    predictor: ChunkPredictor, execute: int, environments: int, workers: int, videos: int, folder: Path | None
+    predictor: ChunkPredictor,
+    execute: int,
+    environments: int,
+    workers: int,
+    videos: int,
+    folder: Path | None,
+    repeats: int,
+    shard: tuple[int, int],
 ) -> None:
     if not 1 <= execute <= predictor.horizon:
         raise RecipeError(
             f"execute is {execute}, but the policy predicts {predictor.horizon} actions at a time; "
             f"choose 1 to {predictor.horizon}"
+        )
+    if not 0 <= shard[0] < shard[1] or repeats < 1:
+        raise RecipeError(
+            f"shard is {shard[0]} of {shard[1]}, repeats {repeats}; shards count from 0, and at least 1 repeat"
         )
     if environments < 1 or workers < 0 or videos < 0:
         raise RecipeError(

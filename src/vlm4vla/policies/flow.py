@@ -76,6 +76,7 @@ class FlowHead(ActionHead):
     """
 
     needs = "layers"
+    draws_noise = True
 
     def __init__(
         self,

@@ -60,6 +60,8 @@ class ActionHead(nn.Module, ABC):
     """Actions per chunk."""
     needs: ClassVar[Literal["query", "layers", "follow"]] = "query"
     """What `Features` holds for it."""
+    draws_noise: ClassVar[bool] = False
+    """Whether two predictions from other seeds differ."""
 
     @classmethod
     @abstractmethod

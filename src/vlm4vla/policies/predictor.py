@@ -38,6 +38,11 @@ class Predictor:
         """Actions per chunk."""
         return self._vla.horizon
 
+    @property
+    def draws_noise(self) -> bool:
+        """Whether it acts differently in another repeat of an episode."""
+        return self._vla.head.draws_noise
+
     @torch.inference_mode()
     def predict_chunk(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch horizon 7"]:
         """One chunk per observation, in the data's unit."""
@@ -47,7 +52,8 @@ class Predictor:
                 batch = rows[start : start + self._batch_size]
                 filled = batch + batch[:1] * (self._batch_size - len(batch))
                 inputs = self._vla.encode([observations[row] for row in filled], length=length)
-                predicted = self._vla.predict(inputs.to(self._vla.backbone.query.device))
+                repeats = [observations[row].repeat for row in filled]
+                predicted = self._vla.predict(inputs.to(self._vla.backbone.query.device), repeats)
                 chunks[batch] = predicted[: len(batch)].float().cpu().numpy()
         return self._vla.normalization.denormalize(chunks)
 

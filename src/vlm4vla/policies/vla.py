@@ -121,11 +121,13 @@ class VLA(Learner):
         features = self._features(inputs)
         return self.head.loss(features, target, valid, weights=weights or LossWeights(), count=count)
 
-    def predict(self, inputs: BackboneInputs) -> Float[Tensor, "batch horizon 7"]:
-        """Normalised pose and gripper probability."""
-        return self.head.predict(self._features(inputs))
+    def predict(
+        self, inputs: BackboneInputs, repeats: Sequence[int] = ()
+    ) -> Float[Tensor, "batch horizon 7"]:
+        """Normalised pose and gripper probability. `repeats`: by row, which play of its episode it is, from 0."""
+        return self.head.predict(self._features(inputs, repeats))
 
-    def _features(self, inputs: BackboneInputs) -> Features:
+    def _features(self, inputs: BackboneInputs, repeats: Sequence[int] = ()) -> Features:
         if self.head.needs == "query":
             return Features(query=self.backbone(inputs))
         if self.head.needs == "follow":
@@ -138,7 +140,7 @@ class VLA(Learner):
         return Features(
             layers=states,
             valid=places < inputs.lengths[:, None],
-            seeds=() if self.training else _seeds(inputs, self.recipe.image_size),
+            seeds=() if self.training else _seeds(inputs, self.recipe.image_size, repeats),
         )
 
     def save(
@@ -233,8 +235,8 @@ def _is_own(key: str) -> bool:
     return not key.startswith(_VLM) or lora.is_adapter(key)
 
 
-def _seeds(inputs: BackboneInputs, image_size: int) -> tuple[int, ...]:
-    """From each row's picture and tokens, which are the same whatever stands beside them.
+def _seeds(inputs: BackboneInputs, image_size: int, repeats: Sequence[int]) -> tuple[int, ...]:
+    """From each row's picture and tokens, which are the same whatever stands beside them, and its repeat.
 
     Pictures count at standard size, or as the pixels that the VLM's own processor made of them.
     """
@@ -250,6 +252,8 @@ def _seeds(inputs: BackboneInputs, image_size: int) -> tuple[int, ...]:
         for picture in pictures:
             digest.update(picture[row].contiguous().numpy().tobytes())
         digest.update(ids[:length].numpy().tobytes())
+        if repeats and repeats[row]:
+            digest.update(b"repeat %d" % repeats[row])
         seeds.append(int.from_bytes(digest.digest()[:7], "big"))
     return tuple(seeds)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -130,6 +130,38 @@ def chain_length(
     means = (drawn @ values) / len(completed)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(mean, float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Episodes that were played several times by a policy that draws noise."""
+
+    estimate: Estimate
+    """The mean over episodes with Student's t interval over them: plays of one episode are not independent."""
+    between: float
+    """Variance that the choice of episodes brings: of their true rates."""
+    within: float
+    """Variance that the policy's noise brings: of plays of the same episode."""
+
+
+def repeated(plays: Mapping[str, Sequence[float]]) -> Repeated | None:
+    """Score and variance components (one-way analysis of variance) of plays by episode; None for fewer than two."""
+    if len(plays) < 2:
+        return None
+    import numpy as np
+    from scipy import stats
+
+    means = np.array([np.mean(scores) for scores in plays.values()])
+    several = [np.var(scores, ddof=1) for scores in plays.values() if len(scores) > 1]
+    within = float(np.mean(several)) if several else 0.0
+    count = len(plays) / sum(1 / len(scores) for scores in plays.values())
+    between = max(0.0, float(np.var(means, ddof=1)) - within / count)
+    value = float(means.mean())
+    half = float(stats.t.isf((1 - CONFIDENCE) / 2, len(means) - 1) * means.std(ddof=1)) / math.sqrt(
+        len(means)
+    )
+    most = max(1.0, max(max(scores) for scores in plays.values()))
+    return Repeated(Estimate(value, max(0.0, value - half), min(most, value + half)), between, within)
 
 
 def _paired_half_width(first: float, second: float, phi: float) -> float:

@@ -65,10 +65,13 @@ def page(records: Sequence[TrialRecord], *, title: str) -> str:
         _facts(records),
         element("nav", *links, aria_label="Sections"),
     )
-    body = element(
-        "div", head, _problems(records), *(part for _, _, part in shown), _method(records), class_="page"
-    )
-    document = element(
+    parts_shown = [part for _, _, part in shown]
+    return document(title, [head, listed_problems(incomplete(records)), *parts_shown, _method(records)])
+
+
+def document(title: str, parts: Sequence[Html | None]) -> str:
+    """A page that needs nothing but itself, and is allowed nothing else."""
+    whole = element(
         "html",
         element(
             "head",
@@ -79,10 +82,10 @@ def page(records: Sequence[TrialRecord], *, title: str) -> str:
             element("title", title),
             element("style", _asset("page.css")),
         ),
-        element("body", body, element("script", _asset("page.js"))),
+        element("body", element("div", *parts, class_="page"), element("script", _asset("page.js"))),
         lang="en",
     )
-    return f"<!doctype html>\n{document}\n"
+    return f"<!doctype html>\n{whole}\n"
 
 
 def headline(records: Sequence[TrialRecord]) -> Html:
@@ -130,8 +133,8 @@ def _facts(records: Sequence[TrialRecord]) -> Html:
     )
 
 
-def _problems(records: Sequence[TrialRecord]) -> Html | None:
-    problems = incomplete(records)
+def listed_problems(problems: Sequence[tuple[str, str]]) -> Html | None:
+    """What is incomplete, as (who, sentence), in a box; None when nothing is."""
     if not problems:
         return None
     entries = [element("li", element("strong", name), f": {problem}") for name, problem in problems]

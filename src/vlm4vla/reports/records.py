@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm4vla.benchmarks.records import logs
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe, Trial, fingerprint, from_json
 from vlm4vla.core.types import EpisodeResult
@@ -80,6 +81,8 @@ class TrialRecord:
     """Wall time of demonstrations, train and evaluate, as far as known."""
     metrics: tuple[Metric, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
+    earlier: tuple[tuple[int, EvaluationRecord], ...] = ()
+    """Evaluations of checkpoints by themselves, with their step."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -160,6 +163,7 @@ def read_trial(folder: Path) -> TrialRecord:
         seconds=_read_seconds(status),
         metrics=_read_metrics(folder / "metrics.jsonl", problems) if expects_training else (),
         evaluations=_read_evaluations(folder / "evaluations", trial, problems),
+        earlier=_read_earlier(folder / "checkpoints", problems),
         problems=tuple(problems),
     )
 
@@ -188,6 +192,16 @@ def _read_evaluations(folder: Path, trial: Trial | None, problems: list[str]) ->
     return (*records, *present.values())
 
 
+def _read_earlier(folder: Path, problems: list[str]) -> tuple[tuple[int, EvaluationRecord], ...]:
+    found = []
+    for path in sorted(folder.glob("step-*/evaluations/*/evaluation.json")):
+        step = path.parents[2].name.removeprefix("step-")
+        record = _read_evaluation(path.parent, problems) if step.isdecimal() else None
+        if record is not None:
+            found.append((int(step), record))
+    return tuple(found)
+
+
 def _read_evaluation(folder: Path, trial_problems: list[str]) -> EvaluationRecord | None:
     problems: list[str] = []
     data = _read_object(folder / "evaluation.json", problems)
@@ -200,7 +214,10 @@ def _read_evaluation(folder: Path, trial_problems: list[str]) -> EvaluationRecor
         trial_problems.extend(f"evaluation {folder.name} is not shown: {problem}" for problem in problems)
         return None
     episodes = {}
-    for entry in _read_lines(folder / "episodes.jsonl", problems):
+    entries = [
+        entry for path in logs(folder) or [folder / "episodes.jsonl"] for entry in _read_lines(path, problems)
+    ]
+    for entry in entries:
         try:
             result = from_json(EpisodeResult, entry, where="episodes.jsonl")
         except RecipeError as error:
@@ -226,8 +243,9 @@ def _missing_episodes(recipe: EvaluationRecipe, episodes: tuple[EpisodeResult, .
         tiers = {episode.tier for episode in episodes}  # a recipe may name a whole tier
         played.update(dict.fromkeys(set(recipe.tasks) - tiers, 0))
     for task, count in sorted(played.items()):
-        if count < recipe.episodes_per_task:
-            yield f"{count} of {recipe.episodes_per_task} episodes of {task} were played"
+        wanted = recipe.episodes_per_task * recipe.repeats
+        if count < wanted:
+            yield f"{count} of {wanted} episodes of {task} were played"
     if not played:
         yield "no episode was played"
 

@@ -10,11 +10,12 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vlm4vla.benchmarks.records import REPEAT
 from vlm4vla.core.recipes import EvaluationRecipe, fingerprint
 from vlm4vla.core.types import EpisodeResult
 from vlm4vla.reports import estimates
@@ -60,6 +61,12 @@ class Row:
     """Mean number of goals completed in a row; None unless episodes have several."""
     chain_low: float | None
     chain_high: float | None
+    repeats: int
+    """How often every episode was played."""
+    episode_variance: float | None
+    """Of the score between episodes (of the chain length where there are chains); None without repeats."""
+    noise_variance: float | None
+    """Of the score between plays of one episode, which is the policy's noise; likewise."""
     seconds: float
     """Simulated and predicted time of its episodes, summed over parallel environments."""
     incomplete: str
@@ -221,8 +228,15 @@ def _row(
     scored = [episode for episode in episodes if episode.error is None]
     errors = len(episodes) - len(scored)
     rate = estimates.success_rate(sum(episode.success for episode in scored), len(scored))
+    several = _repeated(evaluation, scored)
+    if several is not None:
+        rate = several.estimate
     goals = max((episode.goals for episode in episodes), default=1)
     chain = estimates.chain_length([e.goals_completed for e in scored], goals) if goals > 1 else None
+    if several is not None and goals > 1:
+        lengths = _plays(scored, lambda episode: float(episode.goals_completed))
+        several = estimates.repeated(lengths)
+        chain = several.estimate if several else None
     problems = [*record.problems, *(evaluation.problems if evaluation else ["has no evaluation"])]
     if errors:
         problems.append(broke(errors, len(episodes)))
@@ -250,9 +264,29 @@ def _row(
         chain_length=chain.value if chain else None,
         chain_low=chain.low if chain else None,
         chain_high=chain.high if chain else None,
+        repeats=evaluation.recipe.repeats if evaluation else 1,
+        episode_variance=several.between if several else None,
+        noise_variance=several.within if several else None,
         seconds=sum((episode.seconds for episode in episodes), 0.0),
         incomplete="; ".join(problems),
     )
+
+
+def _repeated(
+    evaluation: EvaluationRecord | None, scored: Sequence[EpisodeResult]
+) -> estimates.Repeated | None:
+    if evaluation is None or evaluation.recipe.repeats == 1:
+        return None
+    return estimates.repeated(_plays(scored, lambda episode: float(episode.success)))
+
+
+def _plays(
+    scored: Sequence[EpisodeResult], score: Callable[[EpisodeResult], float]
+) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for episode in scored:
+        found.setdefault(episode.episode.partition(REPEAT)[0], []).append(score(episode))
+    return found
 
 
 def _label(record: TrialRecord) -> str:

@@ -59,6 +59,40 @@ class Table:
         lines.insert(1, "|---" * len(self.columns) + "|")
         return f"**{printable(self.title)}**\n\n" + "\n".join(lines)
 
+    def latex(self) -> str:
+        """A `table` for the package booktabs."""
+        head, *body = [
+            " & ".join(printable(cell).translate(_LATEX) for cell in row) + r" \\"
+            for row in (self.columns, *self.rows)
+        ]
+        return "\n".join(
+            [
+                r"\begin{table}",
+                rf"\caption{{{printable(self.title).translate(_LATEX)}}}",
+                rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}",
+                r"\toprule",
+                head,
+                r"\midrule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+            ]
+        )
+
+
+_LATEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        DASH: "---",
+        MINUS: "$-$",
+        "\N{MIDDLE DOT}": r"$\cdot$",
+    }
+)
+
 
 def tables(records: Sequence[TrialRecord]) -> list[Table]:
     """Per evaluation setting success by tier, by task, and by weights; chains where there are any."""
@@ -74,6 +108,7 @@ def tables(records: Sequence[TrialRecord]) -> list[Table]:
             continue
         found.append(_by_tier(f"Success by tier · {titles[recipe]}", by_policy, names))
         found.append(_by_task(f"Success by task · {titles[recipe]}", by_policy, names))
+        found.append(_noise(f"Repeats · {titles[recipe]}", by_policy, names))
         found.append(_differences(f"Pretrained against random weights · {titles[recipe]}", recipe, records))
     return [table for table in found if table.rows]
 
@@ -149,6 +184,29 @@ def _by_tier(title: str, policies: dict[str, list[Row]], names: dict[str, str]) 
         found = {row.tier: row for row in of_policy if row.task == ALL}
         rows.append((names[policy], cell(found.get(ALL)), *(cell(found.get(tier)) for tier in tiers)))
     return Table(title, ("policy", "all", *tiers), tuple(rows))
+
+
+def _noise(title: str, policies: dict[str, list[Row]], names: dict[str, str]) -> Table:
+    """How much of the spread is the choice of episodes and how much the policy's noise."""
+    rows = tuple(
+        (
+            names[policy],
+            cell(whole),
+            str(whole.repeats),
+            f"{whole.episode_variance:.3f}",
+            f"{whole.noise_variance:.3f}",
+        )
+        for policy, (whole, *_) in policies.items()
+        if whole.episode_variance is not None and whole.noise_variance is not None
+    )
+    columns = (
+        "policy",
+        "success",
+        "plays of each episode",
+        "variance between episodes",
+        "between plays of one",
+    )
+    return Table(title, columns, rows)
 
 
 def _by_task(title: str, policies: dict[str, list[Row]], names: dict[str, str]) -> Table:

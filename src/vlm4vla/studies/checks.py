@@ -41,6 +41,8 @@ class Resources:
     device: str = "auto"
     """`auto`: cuda where there is one."""
     mirrors: tuple[str, ...] = ()
+    shard: tuple[int, int] = (0, 1)
+    """Of an evaluation's episodes: (i, n) plays every n-th, from the i-th on; 0-based."""
     progress: bool = True
 
 

@@ -61,8 +61,9 @@ def chosen_evaluation(options: argparse.Namespace, base: Sequence[EvaluationReci
         changes["tasks"] = ()
     if options.tasks is not None:
         changes["tasks"] = tuple(task for task in options.tasks.split(",") if task)
-    for name, field in (("execute", "execute"), ("episodes", "episodes_per_task"), ("seed", "seed")):
-        if getattr(options, name) is not None:
+    fields = {name: name for name in ("execute", "seed", "repeats")} | {"episodes": "episodes_per_task"}
+    for name, field in fields.items():
+        if getattr(options, name, None) is not None:
             changes[field] = getattr(options, name)
     return dataclasses.replace(recipe, **changes)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from vlm4vla.benchmarks.records import logs
 from vlm4vla.core.recipes import Trial, fingerprint
 from vlm4vla.studies.presets import RANDOM_POLICY, short_name
 from vlm4vla.studies.runs import Status, read_status
@@ -73,8 +74,8 @@ class Display:
 class TrialView:
     """Reads from a trial's folder how far it is; whoever works on it need not know."""
 
-    def __init__(self, trial: Trial, folder: Path) -> None:
-        self.name = label(trial)
+    def __init__(self, trial: Trial, folder: Path, *, name: str = "") -> None:
+        self.name = name or label(trial)
         self._trial, self._folder = trial, folder
         self._first_count: tuple[float, int] | None = None
 
@@ -123,8 +124,7 @@ class TrialView:
 
     def _evaluating(self, total: int) -> str:
         folders = [self._folder / "evaluations" / fingerprint(recipe) for recipe in self._trial.evaluations]
-        logs = [folder / "episodes.jsonl" for folder in folders]
-        count = sum(log.read_bytes().count(b"\n") for log in logs if log.exists())
+        count = sum(log.read_bytes().count(b"\n") for folder in folders for log in logs(folder))
         if not total:
             return "rollouts   starting"
         start, before = self._first_count = self._first_count or (time.monotonic(), count)

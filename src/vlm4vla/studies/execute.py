@@ -119,7 +119,9 @@ def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources)
     if (folder / "trial.json").exists():
         trial = read_trial(folder)
         _require_finished(trial, folder)
-        with locked(folder / ".lock", what=f"the trial {trial.name!r}"):
+        # Shards may be on other machines; each writes a file of its own.
+        part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
+        with locked(folder / f".lock{part}", what=f"the trial {trial.name!r}"):
             predictor = _predictor(trial, folder, None, benchmark.action_spec, resources)
             return run_evaluation(predictor, recipe, folder, resources)
     if not (folder / "policy.json").exists():
@@ -179,6 +181,8 @@ def run_evaluation(
         workers=resources.workers,
         videos=resources.videos,
         progress=resources.progress,
+        repeats=recipe.repeats,
+        shard=resources.shard,
     )
     results = play()
     return play() if any(result.error for result in results) else results  # a second attempt, then they stand

@@ -16,13 +16,14 @@ from vlm4vla.studies import published
 from vlm4vla.studies.paper_presets import bridge, calvin, libero
 from vlm4vla.studies.presets import suffix, tabletop
 from vlm4vla.studies.published import SLIPS
-from vlm4vla.studies.study import MakeStudy, Scale, Study, StudyRow
+from vlm4vla.studies.study import Column, MakeStudy, Scale, Study, StudyRow
 
 PI0, OPENVLA = "pi0", "openvla-7b"
 _PI0_BACKBONE = "paligemma-1-3b"
 _PRESETS = {"calvin": calvin, "simpler": bridge, "libero": libero}
 _TASKS = ("task-1", "task-2", "task-3", "task-4", "task-5", "calvin")
 _SCENES = ("carrot", "eggplant", "spoon", "cube", "simpler", "libero")
+_BOTH = ("calvin", "simpler")
 _SMALL = "tabletop"
 
 
@@ -84,12 +85,38 @@ def _cell(column: str, trial: Trial | None) -> dict[str, Trial]:
     return {} if trial is None else {column: trial}
 
 
-def _columns(columns: Sequence[str], scale: Scale) -> tuple[str, ...]:
-    return tuple(columns) if scale == "paper" else ("look A", "look D")
+def _scored(name: str) -> Column:
+    """A column of the paper: of CALVIN's trial, of Bridge's or of LIBERO's."""
+    if name.startswith("task-"):
+        return Column(name=name, trial="calvin", goals=int(name.removeprefix("task-")), share=True)
+    if name in _SCENES[:4]:
+        return Column(name=name, trial="simpler", task=name)
+    return Column(name=name, trial=name, measure="chain" if name == "calvin" else "success")
+
+
+def _chain(trial: str) -> Column:
+    return Column(name=trial, trial=trial, measure="chain")
+
+
+def _columns(columns: Sequence[Column], rows: Sequence[StudyRow], scale: Scale) -> tuple[Column, ...]:
+    if scale == "paper":
+        return tuple(columns)
+    trials = list(dict.fromkeys(name for row in rows for name in row.trials))
+    return tuple(
+        Column(name=f"look {look}" if trial == _SMALL else f"{trial}, look {look}", trial=trial, look=look)
+        for trial in trials
+        for look in "AD"
+    )
 
 
 def _study(
-    name: str, title: str, question: str, columns: Sequence[str], rows: Sequence[StudyRow], scale: Scale
+    name: str,
+    title: str,
+    question: str,
+    columns: Sequence[Column],
+    rows: Sequence[StudyRow],
+    scale: Scale,
+    about: Sequence[str] = (),
 ) -> Study:
     """Rows with equal trials become one; numbers of the paper stay with the paper's scale."""
     found: dict[tuple[Trial, ...], StudyRow] = {}
@@ -110,8 +137,9 @@ def _study(
         name=name if scale == "paper" else f"{name}-tabletop",
         title=title,
         question=question,
-        columns=_columns(columns, scale),
+        columns=_columns(columns, kept, scale),
         rows=tuple(kept),
+        about=("policy.backbone", *about),
         notes=notes if scale == "paper" else (),
     )
 
@@ -133,7 +161,14 @@ def table_1(scale: Scale = "paper") -> Study:
         StudyRow(name=name, trials=_trials(["calvin"], name, scale), published=cells)
         for name, cells in published.TABLE_1.items()
     ]
-    return _study("table-1", "Table 1", "Which VLM makes the best policy on CALVIN?", _TASKS, rows, scale)
+    return _study(
+        "table-1",
+        "Table 1",
+        "Which VLM makes the best policy on CALVIN?",
+        [*map(_scored, _TASKS)],
+        rows,
+        scale,
+    )
 
 
 def table_2(scale: Scale = "paper") -> Study:
@@ -147,7 +182,7 @@ def table_2(scale: Scale = "paper") -> Study:
         for name, cells in published.TABLE_2.items()
     ]
     question = "Which VLM makes the best policy on SimplerEnv and LIBERO?"
-    return _study("table-2", "Table 2", question, _SCENES, rows, scale)
+    return _study("table-2", "Table 2", question, [*map(_scored, _SCENES)], rows, scale)
 
 
 def figure_3(scale: Scale = "paper") -> Study:
@@ -162,7 +197,9 @@ def figure_3(scale: Scale = "paper") -> Study:
         if name not in (PI0, OPENVLA)
     ]
     question = "Does a VLM's general ability predict how good a policy it makes?"
-    return _study("figure-3", "Figure 3", question, ("calvin", "simpler", "libero"), rows, scale)
+    return _study(
+        "figure-3", "Figure 3", question, [*map(_scored, ("calvin", "simpler", "libero"))], rows, scale
+    )
 
 
 def figure_4(scale: Scale = "paper") -> Study:
@@ -185,7 +222,7 @@ def table_3(scale: Scale = "paper") -> Study:
             )
         )
     question = "What does freezing the vision encoder or the word embedding cost?"
-    return _study("table-3", "Table 3", question, ("calvin", "simpler"), rows, scale)
+    return _study("table-3", "Table 3", question, [*map(_scored, _BOTH)], rows, scale, ["policy.freeze"])
 
 
 def table_4(scale: Scale = "paper") -> Study:
@@ -200,7 +237,9 @@ def table_4(scale: Scale = "paper") -> Study:
         name = f"actions injected, {tuning}" if tuning else "baseline"
         rows.append(StudyRow(name=name, trials=trials, published=cells, tuned_on=after))
     question = "Does the vision encoder miss pictures or control?"
-    return _study("table-4", "Table 4", question, ("frozen", "trained"), rows, scale)
+    return _study(
+        "table-4", "Table 4", question, [Column(name=n, trial=n) for n in ("frozen", "trained")], rows, scale
+    )
 
 
 def table_5(scale: Scale = "paper") -> Study:
@@ -212,7 +251,14 @@ def table_5(scale: Scale = "paper") -> Study:
             trials |= _cell(rate, _trial("calvin", name, scale, learning_rate=float(rate)))
         rows.append(StudyRow(name=name, trials=trials, published=cells))
     question = "Does the learning rate change the order of the VLMs?"
-    return _study("table-5", "Table 5", question, ("1e-05", "2e-05", "5e-05", "0.0001"), rows, scale)
+    return _study(
+        "table-5",
+        "Table 5",
+        question,
+        [_chain(rate) for rate in ("1e-05", "2e-05", "5e-05", "0.0001")],
+        rows,
+        scale,
+    )
 
 
 def table_6(scale: Scale = "paper") -> Study:
@@ -225,7 +271,15 @@ def table_6(scale: Scale = "paper") -> Study:
         )
         for (name, prompt), cells in published.TABLE_6.items()
     ]
-    return _study("table-6", "Table 6", "Does the prompt matter?", ("calvin", "simpler"), rows, scale)
+    return _study(
+        "table-6",
+        "Table 6",
+        "Does the prompt matter?",
+        [*map(_scored, _BOTH)],
+        rows,
+        scale,
+        ["policy.prompt"],
+    )
 
 
 def table_7(scale: Scale = "paper") -> Study:
@@ -240,7 +294,15 @@ def table_7(scale: Scale = "paper") -> Study:
             StudyRow(name=f"{name}, {frozen} frozen" if frozen else name, trials=trials, published=cells)
         )
     question = "Do larger images make up for a frozen vision encoder?"
-    return _study("table-7", "Table 7", question, ("224", "512", "768"), rows, scale)
+    return _study(
+        "table-7",
+        "Table 7",
+        question,
+        [_chain(size) for size in ("224", "512", "768")],
+        rows,
+        scale,
+        ["policy.freeze"],
+    )
 
 
 def table_8(scale: Scale = "paper") -> Study:
@@ -253,7 +315,15 @@ def table_8(scale: Scale = "paper") -> Study:
         )
         for (name, weights), cells in published.TABLE_8.items()
     ]
-    return _study("table-8", "Table 8", "What does pretraining bring?", ("calvin", "simpler"), rows, scale)
+    return _study(
+        "table-8",
+        "Table 8",
+        "What does pretraining bring?",
+        [*map(_scored, _BOTH)],
+        rows,
+        scale,
+        ["policy.weights"],
+    )
 
 
 def table_10(scale: Scale = "paper") -> Study:
@@ -268,7 +338,7 @@ def table_10(scale: Scale = "paper") -> Study:
         for (name, task), cells in published.TABLE_10.items()
     ]
     question = "Does tuning on embodied questions before help?"
-    return _study("table-10", "Table 10", question, _TASKS, rows, scale)
+    return _study("table-10", "Table 10", question, [*map(_scored, _TASKS)], rows, scale)
 
 
 STUDIES: Mapping[str, MakeStudy] = {

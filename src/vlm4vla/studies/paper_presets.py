@@ -24,6 +24,7 @@ def calvin(
     *,
     variant: Variant = "paper",
     weights: Weights = "pretrained",
+    head: str = "mlp",
     steps: int = 30_000,
     seed: int = 0,
 ) -> Trial:
@@ -35,7 +36,14 @@ def calvin(
         _released("calvin", backbone)
         train = replace(train, steps=41_165, checkpoint_every=8_233)
     return _trial(
-        "calvin", backbone, train, variant=variant, weights=weights, horizon=10, executes=(10, 5, 1)
+        "calvin",
+        backbone,
+        train,
+        variant=variant,
+        weights=weights,
+        head=head,
+        horizon=10,
+        executes=(10, 5, 1),
     )
 
 
@@ -44,6 +52,7 @@ def bridge(
     *,
     variant: Variant = "paper",
     weights: Weights = "pretrained",
+    head: str = "mlp",
     steps: int = 50_000,
     seed: int = 0,
 ) -> Trial:
@@ -54,7 +63,9 @@ def bridge(
     if variant == "released":
         facts = _released("bridge", backbone)
         train = replace(train, learning_rate=facts.learning_rate, checkpoint_every=facts.bridge_interval)
-    return _trial("bridge", backbone, train, variant=variant, weights=weights, horizon=4, executes=(4, 2, 1))
+    return _trial(
+        "bridge", backbone, train, variant=variant, weights=weights, head=head, horizon=4, executes=(4, 2, 1)
+    )
 
 
 def libero(
@@ -62,6 +73,7 @@ def libero(
     *,
     variant: Variant = "paper",
     weights: Weights = "pretrained",
+    head: str = "mlp",
     steps: int = 50_000,
     seed: int = 0,
 ) -> Trial:
@@ -71,12 +83,14 @@ def libero(
     )
     if variant == "released":
         train = replace(train, learning_rate=_released("libero", backbone).learning_rate)
-    return _trial("libero", backbone, train, variant=variant, weights=weights, horizon=4, executes=(4, 2, 1))
+    return _trial(
+        "libero", backbone, train, variant=variant, weights=weights, head=head, horizon=4, executes=(4, 2, 1)
+    )
 
 
 PAPER_PRESETS: Mapping[str, Callable[..., Trial]] = {"calvin": calvin, "bridge": bridge, "libero": libero}
 _DATA_SETS = {"calvin": "calvin", "bridge": "bridge", "libero": "libero_10"}
-PAPER_BENCHMARKS = {"calvin": "calvin-abc-d", "bridge": "simpler-bridge", "libero": "libero-10"}
+PAPER_BENCHMARKS = {"calvin": "calvin-abc-d", "bridge": "simpler-bridge", "libero": "libero-long"}
 """By preset, the benchmark that scores it."""
 
 
@@ -97,6 +111,7 @@ def _trial(
     *,
     variant: Variant,
     weights: Weights,
+    head: str,
     horizon: int,
     executes: tuple[int, ...],
 ) -> Trial:
@@ -104,6 +119,7 @@ def _trial(
     policy = PolicyRecipe(
         backbone=backbone,
         weights=weights,
+        head=head,
         horizon=horizon,
         normalization=("clip=0.65",) if on_calvin else ("quantiles",),
     )
@@ -122,7 +138,9 @@ def _trial(
             policy = replace(policy, normalization=("quantiles", "clip=0.65"))
             executes = executes if source == "bridge" else (4, 2)
     return Trial(
-        name=f"{source} {backbone} {weights}{' released' if variant == 'released' else ''}",
+        name=f"{source} {backbone} {weights}"
+        + ("" if head == "mlp" else f" {head}")
+        + (" released" if variant == "released" else ""),
         policy=policy,
         demonstrations=DemonstrationRecipe(source=_DATA_SETS[source], episodes=0, looks=(), image_size=224),
         train=train,
@@ -132,8 +150,8 @@ def _trial(
                 look="",
                 episodes_per_task=0,
                 execute=execute,
-                image_size=200 if on_calvin else 224,
-                renderer="egl",
+                image_size={"calvin": 200, "libero": 256}.get(source, 224),
+                renderer="lavapipe" if source == "bridge" else "egl",
             )
             for execute in executes
         ),

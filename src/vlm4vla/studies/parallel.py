@@ -11,17 +11,59 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from vlm4vla.core.errors import RunError
 from vlm4vla.core.recipes import Trial
 from vlm4vla.studies.checks import Resources, check, facts_of, is_trained
-from vlm4vla.studies.display import Display, TrialView
+from vlm4vla.studies.display import Display, TrialView, label
 from vlm4vla.studies.execute import last_words, make_demonstrations
 from vlm4vla.studies.runs import RunStore, read_status
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _GOODBYE_SECONDS = 10.0
+_LINES = 8
+
+
+class Job(Protocol):
+    """A trial that is being carried out somewhere."""
+
+    def ended(self) -> bool:
+        """Whether nothing works on it any more."""
+        ...
+
+    def failure(self) -> list[str]:
+        """What to tell about it once it has ended; nothing when all went well."""
+        ...
+
+    def interrupt(self) -> None:
+        """End it; it continues from its last checkpoint another time."""
+        ...
+
+
+class Executor(Protocol):
+    """Where trials are carried out: on this machine, or on others that see the store's folder."""
+
+    slots: int
+    """How many at a time."""
+
+    def start(self, trial: Trial) -> Job:
+        """Begin with a trial whose folder and demonstrations are there; `studies.worker` does the whole of it."""
+        ...
+
+
+class LocalExecutor:
+    """Child processes of this one."""
+
+    def __init__(self, store: RunStore, resources: Resources, *, slots: int) -> None:
+        """More than one slot: one thread, one process each, since the neighbours have the other cores."""
+        self.slots, self._store = slots, store
+        alone = resources if slots == 1 else dataclasses.replace(resources, workers=0, train_processes=1)
+        self._resources = dataclasses.replace(alone, progress=False)
+
+    def start(self, trial: Trial) -> Job:
+        """In a process of its own."""
+        return _LocalJob(trial, self._store, self._resources)
 
 
 def run_trials(
@@ -31,8 +73,9 @@ def run_trials(
     processes: int = 2,
     resources: Resources | None = None,
     notes: Mapping[str, Any] | None = None,
+    executor: Executor | None = None,
 ) -> None:
-    """Do whatever of the trials is not done yet, `processes` of them at a time.
+    """Do whatever of the trials is not done yet, `processes` of them at a time, or where `executor` says.
 
     Demonstrations are made before, once for all. One trial's failure does not stop the others. Raises: RecipeError
     before anything is done; in the end RunError naming the trials that failed and their folders.
@@ -40,17 +83,21 @@ def run_trials(
     resources = resources or Resources()
     trials = list(dict.fromkeys(trials))
     for trial in trials:
-        check(trial, dataclasses.replace(resources, train_processes=1))
+        check(trial, resources if processes == 1 else dataclasses.replace(resources, train_processes=1))
+    executor = executor or LocalExecutor(store, resources, slots=processes)
     missing = [trial for trial in trials if not _prepared(trial, store, resources, notes)]
-    views = [TrialView(trial, store.folder(trial)) for trial in trials]
+    alike = len({label(trial) for trial in trials}) < len(trials)
+    views = [
+        TrialView(trial, store.folder(trial), name=trial.name if alike else label(trial)) for trial in trials
+    ]
     failed: list[str] = []
-    pending, running = deque(missing), list[_Job]()
+    pending, running = deque(missing), list[Job]()
     with Display(shown=resources.progress and bool(missing)) as display:
         try:
             while pending or running:
-                while pending and len(running) < processes:
-                    running.append(_Job(pending.popleft(), store, resources))
-                for job in [job for job in running if job.process.poll() is not None]:
+                while pending and len(running) < executor.slots:
+                    running.append(executor.start(pending.popleft()))
+                for job in [job for job in running if job.ended()]:
                     running.remove(job)
                     failed += job.failure()
                 _show(views, display, last=not (pending or running))
@@ -63,7 +110,7 @@ def run_trials(
 
 
 @dataclass
-class _Job:
+class _LocalJob:
     """A trial in a child process."""
 
     trial: Trial
@@ -73,18 +120,20 @@ class _Job:
     def __post_init__(self, resources: Resources) -> None:
         self.folder = self.store.folder(self.trial)
         self._log = self.folder / "worker.log"
-        # One thread, one process: its neighbours have the other cores.
-        alone = dataclasses.replace(resources, workers=0, train_processes=1, progress=False)
         command = [sys.executable, "-m", "vlm4vla.studies.worker", str(self.store.root), str(self.folder)]
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*command, json.dumps(dataclasses.asdict(alone))],
+                [*command, json.dumps(dataclasses.asdict(resources))],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **_ONE_THREAD, "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"},
                 start_new_session=True,  # Ctrl-C is ours to pass on
             )
+
+    def ended(self) -> bool:
+        """Whether the process has."""
+        return self.process.poll() is not None
 
     def failure(self) -> list[str]:
         """What to tell about a process that has ended; nothing when all went well."""
@@ -121,5 +170,14 @@ def _prepared(trial: Trial, store: RunStore, resources: Resources, notes: Mappin
 
 
 def _show(views: Sequence[TrialView], display: Display, *, last: bool) -> None:
-    width = max(len(view.name) for view in views)
-    display.show([view.line(width=width) for view in views], last=last)
+    """A line per trial; of many only those at work, and how many there are."""
+    shown, head = list(views), list[str]()
+    if len(views) > _LINES:
+        states = [status.state if (status := view.status()) else "missing" for view in views]
+        shown = [view for view, state in zip(views, states, strict=True) if state == "running"]
+        told = [f"{states.count('done')} of {len(views)} trials done"]
+        told += [f"{states.count('failed')} failed"] if "failed" in states else []
+        head = [", ".join(told)]
+        shown = [view for view in shown if not view.line().endswith("waiting")]
+    width = max((len(view.name) for view in shown), default=0)
+    display.show([*head, *(view.line(width=width) for view in shown)], last=last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,25 @@ from vlm4vla.core.recipes import Trial
 from vlm4vla.studies.runs import RunStore, read_status
 
 State = Literal["done", "running", "failed", "missing", "needs tuning", "published only"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """What is scored of a row's trials."""
+
+    name: str
+    trial: str = ""
+    """Which of a row's trials; empty: all of them, which then differ in their seed alone."""
+    measure: Literal["success", "chain"] = "success"
+    """Percent of episodes that succeeded, or goals completed in a row."""
+    goals: int = 0
+    """Success means this many goals in a row; 0: all of them."""
+    share: bool = False
+    """Success is published as a share of 1, not as percent."""
+    look: str = ""
+    """Only evaluations in this look."""
+    task: str = ""
+    """Only episodes whose task has this word in its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +53,17 @@ class Study:
     name: str
     title: str
     question: str
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: tuple[StudyRow, ...]
+    about: tuple[str, ...] = ("policy.backbone",)
+    """Fields of a trial in which its rows are meant to differ; every other difference is told."""
     notes: tuple[str, ...] = ()
     """Assumptions, and slips of what was published."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """In their order."""
+        return tuple(column.name for column in self.columns)
 
     @property
     def trials(self) -> list[Trial]:
@@ -75,6 +101,47 @@ def counts(study: Study, store: RunStore) -> dict[State, int]:
                 state = state_of(trial, row, store)
                 found[state] = found.get(state, 0) + 1
     return found
+
+
+def with_data(study: Study, folders: Mapping[str, str]) -> Study:
+    """The study on demonstrations that lie in these folders, by source.
+
+    Raises: RecipeError for a source that none of its trials reads.
+    """
+    sources = {trial.demonstrations.source for trial in study.trials}
+    for source in folders:
+        if source not in sources:
+            raise unknown_name(f"source of study {study.name}", source, sorted(sources))
+
+    def moved(trial: Trial) -> Trial:
+        folder = folders.get(trial.demonstrations.source)
+        if folder is None:
+            return trial
+        return replace(trial, demonstrations=replace(trial.demonstrations, path=(folder,)))
+
+    rows = tuple(
+        replace(row, trials={name: moved(trial) for name, trial in row.trials.items()}) for row in study.rows
+    )
+    return replace(study, rows=rows)
+
+
+def seconds_left(study: Study, store: RunStore) -> float | None:
+    """How long its missing trainings take one after the other, judged by those that are done: samples a second.
+
+    None while no training of the same backbone and image size is done for one of them.
+    """
+    speeds: dict[tuple[str, int], list[float]] = {}
+    missing = []
+    for trial in study.trials:
+        status, samples = read_status(store.folder(trial)), trial.train.steps * trial.train.batch_size
+        key = (trial.policy.backbone, trial.policy.image_size)
+        if status is None or status.state != "done":
+            missing.append((key, samples))
+        elif status.seconds.train > 0:
+            speeds.setdefault(key, []).append(samples / (status.seconds.train + status.seconds.evaluate))
+    if not all(key in speeds for key, _ in missing):
+        return None
+    return sum(samples / (sum(speeds[key]) / len(speeds[key])) for key, samples in missing)
 
 
 def runnable(study: Study) -> Sequence[Trial]:

@@ -1,0 +1,111 @@
+"""A Vulkan driver that draws on the processor, in a simulator's own folder: nothing of the system is changed.
+
+SAPIEN refuses the one of Debian 12 (Mesa 22.3). Debian's backports have a newer one, built against libraries that
+Debian 12 has; installing that in the ordinary way would also replace the OpenGL that other simulators draw with, and
+change their pictures. So apt and dpkg fetch, check and unpack one package, and only the process that draws is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from vlm4vla.core.errors import SimulatorError
+
+_FOLDER, _DESCRIPTION = "lavapipe", "lvp.json"
+_SUITE = "bookworm"
+_PACKAGE = "mesa-vulkan-drivers"
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_DEFAULT_MIRROR = "http://deb.debian.org/debian"
+
+
+def driver(folder: Path) -> Path | None:
+    """What to set VK_ICD_FILENAMES to; None: nothing, since the system's driver is used, or the user named one."""
+    description = folder / _FOLDER / _DESCRIPTION
+    named = {"VK_ICD_FILENAMES", "VK_DRIVER_FILES"} & set(os.environ)
+    return description if description.exists() and not named else None
+
+
+def version(folder: Path) -> str:
+    """Of the driver in a simulator's folder; empty when there is none."""
+    note = folder / _FOLDER / "version"
+    return note.read_text(encoding="utf-8").strip() if note.exists() else ""
+
+
+def install(folder: Path, say: Callable[[str], None]) -> None:
+    """Fetch the driver, where the system is one whose own does not do. Raises: SimulatorError."""
+    target = folder / _FOLDER
+    if (target / _DESCRIPTION).exists():
+        return
+    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    if codename != _SUITE or shutil.which("apt-get") is None:
+        say(
+            "Vulkan: the system's own driver is used. Without a graphics card that is Mesa's lavapipe, version 25 or "
+            f"newer (Debian, Ubuntu: {_PACKAGE}); `vlm4vla simulators check simpler` tries it"
+        )
+        return
+    mirror = _mirror()
+    say(f"Vulkan: {_PACKAGE} of {_SUITE}-backports from {mirror} into {target} (the system is not changed)")
+    partial = target.with_name(f".{_FOLDER}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "lists" / "partial").mkdir(parents=True)
+    try:
+        source = partial / "backports.list"
+        source.write_text(f"deb [signed-by={_KEYRING}] {mirror} {_SUITE}-backports main\n", encoding="utf-8")
+        options = [
+            f"Dir::Etc::sourcelist={source}",
+            "Dir::Etc::sourceparts=-",
+            f"Dir::State::lists={partial / 'lists'}",
+            f"Dir::Cache={partial}",
+            "APT::Sandbox::User=",
+        ]
+        apt = ["apt-get", *(part for option in options for part in ("-o", option))]
+        _run([*apt, "update"], partial)
+        _run([*apt, "download", _PACKAGE], partial)
+        (package,) = partial.glob(f"{_PACKAGE}_*.deb")
+        _run(["dpkg-deb", "-x", str(package), "unpacked"], partial)
+        (library,) = partial.glob("unpacked/usr/lib/*/libvulkan_lvp.so")
+        (described,) = partial.glob("unpacked/usr/share/vulkan/icd.d/lvp_icd*.json")
+        missing = re.findall(r"(\S+) => not found", _run(["ldd", str(library)], partial))
+        if missing:
+            raise SimulatorError(f"{_PACKAGE} needs {', '.join(missing)}: apt-get install what has them")
+        content = json.loads(described.read_text(encoding="utf-8"))
+        content["ICD"]["library_path"] = str(target / library.name)
+        (partial / _DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        (partial / "version").write_text(package.name.split("_")[1].replace("%3a", ":"), encoding="utf-8")
+        library.rename(partial / library.name)
+        for rest in ("unpacked", "lists"):
+            shutil.rmtree(partial / rest)
+        for file in (*partial.glob("*.bin"), package, source):
+            file.unlink()
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _mirror() -> str:
+    """The first Debian mirror that this machine's own apt names."""
+    folder = Path("/etc/apt")
+    for path in (folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))):
+        if path.suffix in (".list", ".sources") and path.is_file():
+            for uri in re.findall(r"\bhttps?://\S+", path.read_text(encoding="utf-8")):
+                if uri.rstrip("/").endswith("/debian") and "snapshot" not in uri:
+                    return str(uri.rstrip("/"))
+    return _DEFAULT_MIRROR
+
+
+def _run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        told = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise SimulatorError(f"Vulkan driver: {command[0]} failed: {' / '.join(told)}")
+    return done.stdout

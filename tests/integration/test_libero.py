@@ -1,0 +1,111 @@
+"""LIBERO for real, in the Python that has it. Skipped where `vlm4vla simulators install libero` was not run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import libero_checks
+import numpy as np
+import pytest
+
+from vlm4vla.benchmarks.libero.benchmark import Libero
+from vlm4vla.benchmarks.libero.suites import SUITES, instruction
+from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
+from vlm4vla.benchmarks.simulators import interpreter
+from vlm4vla.benchmarks.workers import SOURCE_ROOT
+from vlm4vla.core.errors import SimulatorError
+from vlm4vla.demonstrations.datasets import open_reader
+
+GOAL = SUITES["goal"].tasks[1]
+"""Solved in about 75 steps."""
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    """The interpreter that has LIBERO."""
+    try:
+        found = interpreter("libero")
+    except SimulatorError as error:
+        pytest.skip(str(error))
+    if found is None:
+        pytest.skip("LIBERO is in this Python, beside another MuJoCo than its own")
+    return found
+
+
+def run(python: str, *arguments: str) -> dict[str, Any]:
+    """What a program prints last, as JSON."""
+    boot = f"import sys; sys.path.append({SOURCE_ROOT!r}); import runpy; sys.argv = sys.argv[1:]; "
+    boot += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([python, "-c", boot, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def test_the_suites_are_liberos(python: str) -> None:
+    """Tasks, their order and sentences, and fifty states each."""
+    found = run(python, libero_checks.__file__, "tasks")
+    assert found == {"same": {suite.folder: True for suite in SUITES.values()}, "states": [50]}
+
+
+def test_lazy_pictures_are_those_of_liberos_own_loop_to_the_bit(python: str) -> None:
+    """After other episodes, with an open drawer and a stove that is turned on: states, both cameras, the generator."""
+    found = run(python, libero_checks.__file__, "standard")
+    assert found["differing"] == [] and found["drawn"] == 5
+    assert found["kept"] and found["completed"] == 0
+    assert found["shape"] == [256, 256, 3] and 60 < found["brightness"] < 200
+
+
+def test_a_missing_display_is_told_before_any_episode(python: str) -> None:
+    told = run(python, libero_checks.__file__, "no_display")["told"]
+    assert "cannot draw with egl" in told and "99" in told and "libosmesa6" in told
+
+
+@pytest.mark.slow
+def test_the_contract(python: str) -> None:
+    assert run(python, libero_checks.__file__, "contract") == {"kept": True}
+
+
+def test_rollouts_in_a_worker(python: str, tmp_path: Path) -> None:
+    benchmark = Libero("goal", [GOAL], 2, image_size=128)
+    specs = [replace(spec, max_steps_per_goal=12) for spec in benchmark.episodes()]
+    results = evaluate(
+        RandomPredictor(benchmark.action_spec, 10, seed=0),
+        benchmark,
+        execute=10,
+        folder=tmp_path,
+        episodes=specs,
+        environments=1,
+        workers=1,
+        python=python,
+        progress=False,
+    )
+    assert [(result.error, result.goals_completed, result.steps) for result in results] == [(None, 0, 12)] * 2
+    assert results[0].actions != results[1].actions
+
+
+def test_scripted_demonstrations_solve_and_are_read_as_liberos(python: str, tmp_path: Path) -> None:
+    """Fresh resets, never the shipped states; the picture before every action; what a second run refuses."""
+    program = str(Path(SOURCE_ROOT) / "vlm4vla" / "benchmarks" / "libero" / "demonstrate.py")
+    arguments = [str(tmp_path / "set"), "--tasks", GOAL, "--episodes", "1", "--side", "64", "--no-wrist"]
+    found = run(python, program, *arguments)
+    assert found["demonstrations"] == 1
+    source = open_reader("libero", tmp_path / "set")
+    recording = source[0]
+    assert (recording.task, recording.instruction) == (GOAL, instruction(GOAL))
+    steps = len(recording.actions)
+    assert 40 < steps <= SUITES["goal"].max_steps and recording.images[steps - 1].shape == (64, 64, 3)
+    assert set(np.unique(recording.actions[:, 6])) == {-1, 1} and np.abs(recording.actions).max() <= 1
+    assert not np.array_equal(recording.images[0], recording.images[steps - 1])
+    assert recording.state is not None and recording.state.shape == (steps, 8)
+    moved = recording.state[1:, :3] - recording.state[:-1, :3]
+    together = np.corrcoef(moved.ravel(), recording.actions[:-1, :3].ravel())[0, 1]
+    assert together > 0.7  # the state is the one before the action, in the same axes
+    with h5py.File(next((tmp_path / "set").glob("*.hdf5")), locking=False) as file:
+        assert file["data"].attrs["scripted"] and "not LIBERO's own" in file["data"].attrs["note"]
+        assert file["data/demo_0/dones"][()].tolist() == [0] * (steps - 1) + [1]

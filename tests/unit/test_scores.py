@@ -1,0 +1,175 @@
+"""A study's cells, pairs, letters and unfair differences, from run folders with known outcomes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run_folders
+from run_folders import make_trial, small_study, two_rows, write_evaluation, write_trial
+from scipy import stats
+
+from vlm4vla.core.recipes import EvaluationRecipe, fingerprint
+from vlm4vla.reports.published import chain_variance, separable
+from vlm4vla.reports.scores import across_seeds, compare_seeds, score
+from vlm4vla.studies import published
+from vlm4vla.studies.paper import STUDIES
+from vlm4vla.studies.study import Column, StudyRow
+
+
+def test_cells_are_the_episodes_scores(tmp_path: Path) -> None:
+    scores = score(two_rows(tmp_path), tmp_path)
+    good, bad = (scores.cells[row, "look A"] for row in ("good", "bad"))
+    assert good.episodes == 180 and good.errors == 0 and bad.errors == 3 and bad.episodes == 177
+    for cell in (good, bad):
+        assert cell.estimate is not None and cell.published == 50.0
+        mean = 100 * sum(cell.seeds[0].values()) / cell.episodes
+        assert cell.estimate.value == pytest.approx(mean) and cell.estimate.low < mean < cell.estimate.high
+    assert scores.letters == {("good", "look A"): "a", ("bad", "look A"): "b"}
+    (pair,) = scores.pairs
+    assert pair.differs and pair.comparison.paired and pair.needed is not None and pair.needed < 100
+    assert any("3 of 180 episodes broke" in problem for _, problem in scores.problems)
+
+
+def test_what_is_not_there_is_missing_and_not_zero(tmp_path: Path) -> None:
+    made = two_rows(tmp_path)
+    third = make_trial("tiny-kosmos-2")
+    rows = (*made.rows, StudyRow(name="third", trials={"tabletop": third}), StudyRow(name="printed"))
+    scores = score(replace(made, rows=rows), tmp_path)
+    assert scores.missing == (third.name,)
+    assert scores.cells["third", "look A"].estimate is None and ("printed", "look A") not in scores.cells
+    assert ("tabletop tiny-kosmos-2 pretrained", "has not been started") in scores.problems
+    assert len(scores.pairs) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_damaged_records_are_named(damage: str, tmp_path: Path) -> None:
+    made = two_rows(tmp_path)
+    (trial,) = made.rows[0].trials.values()
+    folder = tmp_path / "trials" / fingerprint(trial)
+    log = next(folder.glob("evaluations/*/episodes.jsonl"))
+    lines = log.read_text().splitlines()
+    if damage == "cut":
+        log.write_text("\n".join(lines)[:-30])
+    elif damage == "changed":
+        entry = json.loads(lines[4])
+        lines[4] = json.dumps({**entry, "goals_completed": "one"})
+        log.write_text("\n".join(lines) + "\n")
+    else:
+        log.unlink()
+    problems = [problem for row, problem in score(made, tmp_path).problems if row == "good"]
+    assert problems and any("episodes" in problem for problem in problems)
+
+
+def test_several_ways_to_evaluate_are_a_selection_and_the_first_is_the_score(tmp_path: Path) -> None:
+    recipes = tuple(EvaluationRecipe(look="A", episodes_per_task=20, execute=e) for e in (3, 2, 1))
+    trial = make_trial("tiny-qwen3-vl", evaluations=recipes)
+    folder = write_trial(tmp_path, trial, skill=None)
+    for recipe, skill in zip(recipes, (0.6, 0.95, 0.3), strict=True):
+        write_evaluation(folder, recipe, skill=skill)
+    cell = score(small_study(("one", {"tabletop": trial})), tmp_path).cells["one", "look A"]
+    assert cell.estimate is not None and cell.selection is not None
+    assert cell.selection.tries == 3 and cell.selection.best == 1
+    assert cell.selection.reported > cell.estimate.value + 10
+    assert cell.selection.honest.value == pytest.approx(cell.selection.reported, abs=3)
+
+
+def test_checkpoints_that_were_evaluated_count_as_tries(tmp_path: Path) -> None:
+    trial = make_trial("tiny-qwen3-vl")
+    folder = write_trial(tmp_path, trial, skill=0.6)
+    for step, skill in ((1000, 0.3), (2000, 0.9)):
+        write_evaluation(folder / "checkpoints" / f"step-{step:06d}", trial.evaluations[0], skill=skill)
+    cell = score(small_study(("one", {"tabletop": trial})), tmp_path).cells["one", "look A"]
+    assert sorted(cell.by_step) == [1000, 2000, 3000] and cell.selection is not None
+    assert cell.selection.tries == 3
+    assert cell.by_step[1000] < cell.by_step[3000] < cell.by_step[2000] == cell.selection.reported
+
+
+def test_seeds_are_averaged_and_compared_as_pairs(tmp_path: Path) -> None:
+    rows = []
+    for name, backbone, skill in (("good", "tiny-qwen3-vl", 0.95), ("bad", "tiny-paligemma-2", 0.3)):
+        trials = {}
+        for seed in range(3):
+            trial = make_trial(backbone, train=replace(run_folders.TRAIN, seed=seed))
+            write_trial(tmp_path, trial, skill=skill - 0.02 * seed)
+            trials[f"seed {seed}"] = trial
+        rows.append((name, trials))
+    scores = score(small_study(*rows, columns=(Column(name="look A", look="A"),)), tmp_path)
+    good = scores.cells["good", "look A"]
+    means = [100 * np.mean(list(values.values())) for values in good.seeds.values()]
+    assert len(means) == 3 and good.estimate is not None
+    assert good.estimate.value == pytest.approx(np.mean(means)) and good.episodes == 540
+    assert scores.pairs[0].differs
+    assert {difference.name for difference in scores.differences if not difference.intended} == set()
+
+
+def test_intervals_over_seeds_are_students_or_the_episodes() -> None:
+    spread = [{str(i): float(i < 10 + 20 * seed) for i in range(100)} for seed in range(3)]
+    found = across_seeds(spread)
+    assert found is not None and found.value == pytest.approx(0.3)
+    half = stats.t.isf(0.025, 2) * np.std([0.1, 0.3, 0.5], ddof=1) / math.sqrt(3)
+    assert found.high - found.value == pytest.approx(half)
+    agreeing = [{str(i): float((i + seed) % 2) for i in range(100)} for seed in (0, 2, 4)]
+    alike = across_seeds(agreeing)
+    assert (
+        alike is not None and alike.high - alike.low > 0.19
+    )  # seeds agree exactly, a hundred episodes do not
+    assert across_seeds([]) is None
+    assert across_seeds(spread[:1]) is not None and across_seeds(spread[:1]).low == -math.inf  # type: ignore[union-attr]
+
+
+def test_seeds_that_agree_by_chance_prove_nothing() -> None:
+    first = {seed: {str(i): float(i < 3) for i in range(16)} for seed in range(3)}
+    second = {seed: {str(i): float(2 <= i < 4) for i in range(16)} for seed in range(3)}
+    found = compare_seeds(first, second)
+    assert found is not None and found.difference.value == pytest.approx(1 / 16) and found.p_value > 0.3
+    assert compare_seeds({0: first[0]}, {0: second[0]}) is None
+    same = compare_seeds(first, first)
+    assert same is not None and same.p_value == 1.0
+
+
+def test_every_unintended_difference_is_told(tmp_path: Path) -> None:
+    first = make_trial("tiny-qwen3-vl")
+    second = make_trial("tiny-paligemma-2", train=replace(run_folders.TRAIN, learning_rate=3e-4))
+    for trial in (first, second):
+        write_trial(tmp_path, trial, skill=0.5)
+    found = {
+        d.name: d
+        for d in score(
+            small_study(("a", {"tabletop": first}), ("b", {"tabletop": second})), tmp_path
+        ).differences
+    }
+    assert found["policy.backbone"].intended
+    assert not found["train.learning_rate"].intended
+    assert found["train.learning_rate"].values == {"a": 1e-3, "b": 3e-4}
+    assert set(found) == {"policy.backbone", "train.learning_rate"}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("scale", ["paper", "tabletop"])
+def test_the_papers_rows_differ_in_what_their_table_is_about(name: str, scale: str, tmp_path: Path) -> None:
+    """But for the expert rows, whose heads are their own, and what a tiny VLM's image size brings with it."""
+    scores = score(STUDIES[name](scale), tmp_path)  # type: ignore[arg-type]
+    unintended = {difference.name for difference in scores.differences if not difference.intended}
+    assert unintended <= {"policy.head"}
+    assert ("policy.head" in unintended) == (name in ("table-1", "table-2"))
+
+
+def test_what_the_papers_own_n_separates() -> None:
+    table = separable(STUDIES["table-2"]("paper"))
+    assert table is not None
+    told = {row[0]: row for row in table.rows}
+    assert told["cube"][2] == "0 of 66" and told["simpler"][1] == "96" and set(told) >= {"carrot", "libero"}
+    assert float(told["carrot"][2].split()[0]) < 15  # few, at 24 trials
+    assert separable(STUDIES["table-4"]("paper")) is None
+
+
+def test_the_variance_of_a_chain_follows_from_the_rates() -> None:
+    lengths = np.random.default_rng(0).integers(0, 6, size=100_000)
+    rates = {f"task-{k}": float((lengths >= k).mean()) for k in range(1, 6)}
+    assert chain_variance(rates) == pytest.approx(lengths.var(), rel=1e-9)
+    assert chain_variance(published.TABLE_1["kosmos-2"]) == pytest.approx(3.85, abs=0.3)

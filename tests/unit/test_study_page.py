@@ -1,0 +1,93 @@
+"""A study's report: page, tables and figures, whatever of the study is there."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from run_folders import two_rows
+
+from vlm4vla.cli import main
+from vlm4vla.reports.drawing import Drawing
+from vlm4vla.reports.scores import score
+from vlm4vla.reports.study_page import main_table, write_index, write_study_report
+from vlm4vla.reports.tables import Table
+from vlm4vla.studies.paper import STUDIES
+
+
+def test_a_report_has_its_tables_and_figures(tmp_path: Path) -> None:
+    made = two_rows(tmp_path)
+    path = write_study_report(made, tmp_path, tmp_path / "reports" / made.name)
+    text = path.read_text()
+    for part in ('id="table"', 'id="figures"', 'id="fairness"', 'id="recipes"', 'id="incomplete"'):
+        assert part in text, part
+    assert "1 of 1 pairs of rows differ" in text and "http" not in re.sub(
+        r"http://www\.w3\.org|http-equiv", "", text
+    )
+    beside = {p.name for p in path.parent.rglob("*") if p.is_file()}
+    assert beside == {
+        "index.html",
+        "tables.md",
+        "tables.tex",
+        "scores.json",
+        "scores-look-a.svg",
+        "scores-look-a.pdf",
+    }
+    assert "good · ours" in (path.parent / "tables.md").read_text()
+    index = write_index([made, *(make("paper") for make in STUDIES.values())], tmp_path, tmp_path / "reports")
+    assert f'href="{made.name}/index.html"' in index.read_text() and "not started" in index.read_text()
+
+
+def test_ours_stands_beside_published(tmp_path: Path) -> None:
+    rows = {row[0]: row[1] for row in main_table(score(two_rows(tmp_path), tmp_path)).rows}
+    assert rows["good · published"] == "50"
+    assert re.fullmatch(r"\d\d\.\d \[\d\d\.\d, \d\d\.\d\] a \(n = 180\)", rows["good · ours"])
+    assert rows["bad · ours"].endswith("b (n = 177, 3 broke)")
+
+
+def test_the_command_reports_a_study_that_was_never_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "table-2", "--report", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "qwen3-vl-4b · published" in printed and str(tmp_path / "reports" / "index.html") in printed
+    page = (tmp_path / "reports" / "table-2" / "index.html").read_text()
+    assert "None of its trials has been scored yet" in page and "0 of 66" in page
+
+
+def test_latex_is_escaped() -> None:
+    table = Table("50 % & more", ("row", "a_b"), (("x", "1 \N{EM DASH} #2"),))
+    text = table.latex()
+    assert r"\caption{50 \% \& more}" in text and r"row & a\_b \\" in text and r"1 --- \#2" in text
+    assert text.count(r"\begin") == text.count(r"\end") == 2
+
+
+def drawing() -> Drawing:
+    made = Drawing(100, 50, "a <figure>")
+    made.line(0, 10, 100, 10, "line", dashed=True)
+    made.box(10, 20, 30, 10, "ink", fill="paper")
+    made.dot(50, 25, 4, "accent", hollow=True)
+    made.text(5, 40, "(n = 3) \\ é", size=8)
+    return made
+
+
+def test_a_drawing_is_valid_svg() -> None:
+    root = ElementTree.fromstring(drawing().svg(alone=True))
+    tags = [child.tag.rpartition("}")[2] for child in root]
+    assert tags == ["title", "style", "line", "rect", "circle", "text"]
+    assert root.attrib["viewBox"] == "0 0 100 50" and root[0].text == "a <figure>"
+
+
+def test_a_drawing_is_a_pdf_whose_places_are_right() -> None:
+    data = drawing().pdf()
+    start = int(data.rsplit(b"startxref\n", 1)[1].split()[0])
+    assert data[start : start + 4] == b"xref"
+    places = [int(line[:10]) for line in data[start:].splitlines()[3:8]]
+    for number, place in enumerate(places, start=1):
+        assert data[place:].startswith(b"%d 0 obj" % number)
+    stream = data.split(b"stream\n", 1)[1].split(b"\nendstream")[0]
+    content = zlib.decompress(stream).decode("latin-1")
+    assert r"(\(n = 3\) \\ é) Tj" in content and content.count(" c") == 4 and "[3 3] 0 d" in content
