@@ -282,6 +282,11 @@ def project(points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 
     return np.stack([(x + 1) / 2, (1 - y) / 2], axis=-1)
 
 
+def depth(points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
+    """How far points of the scene lie from the camera, in metres along its view."""
+    return np.asarray((np.asarray(points) - _CAMERA_POSITION) @ _camera_axes()[2])
+
+
 def _camera_axes() -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     forward = _CAMERA_TARGET - _CAMERA_POSITION
     forward = forward / np.linalg.norm(forward)
