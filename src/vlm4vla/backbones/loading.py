@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
@@ -84,6 +85,11 @@ def load(
         with quiet():
             config = AutoConfig.from_pretrained(entry.location, trust_remote_code=False)
             family = architecture_of(config, where=where)
+            if whole and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+                raise BackboneError(
+                    f"{where}: transformers has no class of {family.name} with a vocabulary head, so it can neither be "
+                    "tuned on answers nor asked; it can become a policy"
+                )
             tokenizer = AutoTokenizer.from_pretrained(entry.location, trust_remote_code=False)
             if weights == "random":
                 vlm = _random(config, family, seed=seed, dtype=dtype, whole=whole)

@@ -176,7 +176,7 @@ class TuneRecipe:
     lora_parts: tuple[Literal["vision", "projector", "language"], ...] = ("language",)
     held_out: float = 0.05
     """Share of every task's conversations that are scored and never trained on."""
-    train: TrainRecipe = TrainRecipe(  # noqa: RUF009  frozen
+    train: TrainRecipe = TrainRecipe(
         steps=2000, batch_size=64, learning_rate=1e-5, warmup_steps=60, schedule="cosine"
     )
     """The paper tells nothing of these numbers. Fields about actions must stay at their defaults."""
@@ -288,8 +288,8 @@ def check_lora(recipe: PolicyRecipe | TuneRecipe) -> None:
     both = [part for part in recipe.lora_parts if part in frozen]
     if both or not recipe.lora_parts:
         raise RecipeError(
-            f"{where}.lora_parts: {', '.join(both) or 'no part'} {'is frozen' if both else 'is named'}, so that nothing "
-            "would learn there; change it or {where}.freeze (LoRA keeps a part's own weights by itself)"
+            f"{where}.lora_parts: {', '.join(both) or 'no part'} {'is frozen' if both else 'is named'}, so that "
+            f"nothing would learn there; change it or {where}.freeze (LoRA keeps a part's own weights by itself)"
         )
     if importlib.util.find_spec("peft") is None:
         raise RecipeError(f"{where}.lora_rank: LoRA needs the package peft; pip install 'vlm4vla[lora]'")

@@ -52,7 +52,9 @@ class Checkpoints:
         """Where the checkpoint of a step is."""
         return self.folder / f"step-{step:06d}"
 
-    def save(self, learner: Learner, optimizer: torch.optim.Optimizer, state: RunState, processes: Processes) -> Path:
+    def save(
+        self, learner: Learner, optimizer: torch.optim.Optimizer, state: RunState, processes: Processes
+    ) -> Path:
         """Write a checkpoint and delete the oldest. Every process must call it; the main one writes."""
         target = self.path(state.step)
         processes.settle(learner)
@@ -92,7 +94,9 @@ class Checkpoints:
             raise RunError(f"{file}: damaged (its content is not what was written). {how_to_go_on(path)}")
         return state
 
-    def restore(self, path: Path, learner: Learner, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
+    def restore(
+        self, path: Path, learner: Learner, optimizer: torch.optim.Optimizer, processes: Processes
+    ) -> None:
         """Bring the optimizer to where it was; the learner is loaded from `path` itself."""
         with safe_open(path / _STATE / "optimizer.safetensors", framework="pt") as tensors:
             kinds: dict[str, list[str]] = {}

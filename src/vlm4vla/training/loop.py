@@ -1,4 +1,4 @@
-"""The training loop, whatever is trained: a policy (`train`) or a VLM that answers (`tuning.loop`). Read it from the top.
+"""The training loop, whatever is trained: a policy (`train`) or a VLM (`tuning.loop`). Read it from the top.
 
 The same code runs alone or as one of many processes under torchrun, and goes on by itself from the newest checkpoint.
 What a step does follows from (recipe, step) alone: which samples it sees, its learning rate, its random numbers.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,7 +35,11 @@ class AnsweringVLM(Learner):
     """Conversations in, logits or words out."""
 
     def __init__(
-        self, checkpoint: loading.Checkpoint, *, short: bool = False, token_ids: Mapping[str, int] | None = None
+        self,
+        checkpoint: loading.Checkpoint,
+        *,
+        short: bool = False,
+        token_ids: Mapping[str, int] | None = None,
     ) -> None:
         """Use `from_pretrained`. Raises: BackboneError for a VLM that cannot be asked in this way."""
         super().__init__()
@@ -80,7 +84,9 @@ class AnsweringVLM(Learner):
         return cls(checkpoint, short=prompt == "short", token_ids=ids)
 
     @classmethod
-    def from_recipe(cls, recipe: TuneRecipe, *, words: Sequence[str] = (), tail: bool = False) -> AnsweringVLM:
+    def from_recipe(
+        cls, recipe: TuneRecipe, *, words: Sequence[str] = (), tail: bool = False
+    ) -> AnsweringVLM:
         """Before its first step: frozen parts frozen, adapters drawn. Raises: RecipeError, BackboneError."""
         vlm = cls.from_pretrained(
             recipe.backbone,
@@ -222,5 +228,3 @@ def _add_tokens(checkpoint: loading.Checkpoint, words: Sequence[str], *, seed: i
             old = table[:rows].float()
             noise = torch.randn(len(table) - rows, table.shape[1], generator=generator) * old.std() * 0.1
             table[rows:] = (old.mean(dim=0) + noise).to(table.dtype)
-
-

@@ -80,9 +80,9 @@ class ConversationEncoder:
             IMAGE_MARK,
         )
         # In a prefix that attends to itself both ways, an answer must be told from the prompt.
-        self._answer_types = (
-            isinstance(checkpoint.family, Family) and "token_type_ids" in checkpoint.family.extra_inputs
-        )
+        takes = checkpoint.family.extra_inputs if isinstance(checkpoint.family, Family) else ()
+        self._answer_types = "token_type_ids" in takes
+        self._needs_image = "image_embeds_position_mask" in takes
         self.rows, self.token_ids = rows, dict(token_ids)
         self._words = re.compile("|".join(map(re.escape, self.token_ids))) if token_ids else None
         self.names = {index: word for word, index in self.token_ids.items()}
@@ -98,9 +98,7 @@ class ConversationEncoder:
         Raises: DataError that names the conversation for whatever is wrong with it.
         """
         images = self._checked(conversation)
-        return [
-            self._row(conversation, parts, images, answered=True) for parts in self._parts(conversation)
-        ]
+        return [self._row(conversation, parts, images, answered=True) for parts in self._parts(conversation)]
 
     def questions(self, conversation: Conversation) -> list[Row]:
         """A row per exchange that ends where its answer begins; answers before it are the true ones."""
@@ -138,6 +136,10 @@ class ConversationEncoder:
         if faults:
             raise DataError(
                 f"{conversation.id}: {'; '.join(faults)}. Repair it there, or leave the row out of the file"
+            )
+        if self._needs_image and not conversation.images:
+            raise DataError(
+                f"{conversation.id}: has no image, without which this VLM answers nothing; leave it out"
             )
         return [self._decoded(conversation.id, image) for image in conversation.images]
 
@@ -223,7 +225,9 @@ class ConversationEncoder:
                 row = self._longer(row, ids)
                 asked += [True] * len(ids)
         if answered:
-            row = self._longer(row, [self.end_ids[0] if self._template is None else self._ids(self._tail())[0]])
+            row = self._longer(
+                row, [self.end_ids[0] if self._template is None else self._ids(self._tail())[0]]
+            )
             asked.append(True)
         ids_row = row["input_ids"]
         worst = int(ids_row.max())
@@ -232,7 +236,7 @@ class ConversationEncoder:
                 f"{conversation.id}: token {worst} ({self.tokenizer.convert_ids_to_tokens(worst)!r}) is outside the "
                 f"VLM's vocabulary of {self.rows}; the tokenizer belongs to another checkpoint"
             )
-        following = torch.tensor([asked[1:] + [False]])
+        following = torch.tensor([[*asked[1:], False]])
         targets = torch.where(following, ids_row.roll(-1, dims=1), -1)
         return row, targets
 
@@ -248,7 +252,11 @@ class ConversationEncoder:
         for nested in (False, True) if self._nested is None else (self._nested,):
             try:
                 made = self.processor(
-                    text=[text], images=[list(images)] if nested else list(images), return_tensors="pt", **special, **self._settings
+                    text=[text],
+                    images=[list(images)] if nested else list(images),
+                    return_tensors="pt",
+                    **special,
+                    **self._settings,
                 )
             except _REFUSALS as error:
                 reasons.append(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
@@ -262,8 +270,12 @@ class ConversationEncoder:
         length, longer = row["input_ids"].shape[1], dict(row)
         for name, value in row.items():
             if _per_token(value, length):
-                fill = 1 if name == "attention_mask" or (name == "token_type_ids" and self._answer_types) else 0
-                longer[name] = torch.cat([value, value.new_full((1, len(ids), *value.shape[2:]), fill)], dim=1)
+                fill = (
+                    1 if name == "attention_mask" or (name == "token_type_ids" and self._answer_types) else 0
+                )
+                longer[name] = torch.cat(
+                    [value, value.new_full((1, len(ids), *value.shape[2:]), fill)], dim=1
+                )
         longer["input_ids"] = torch.cat([row["input_ids"], torch.tensor([ids])], dim=1)
         return longer
 
@@ -279,9 +291,7 @@ class ConversationEncoder:
         return [*found, *self.tokenizer(text[last:], add_special_tokens=False).input_ids]
 
 
-def collate(
-    rows: Sequence[tuple[Row, Int64[Tensor, "1 length"]]], *, pad_id: int
-) -> list[Asked]:
+def collate(rows: Sequence[tuple[Row, Int64[Tensor, "1 length"]]], *, pad_id: int) -> list[Asked]:
     """Batches of rows, one where their images have shapes that fit together, else more."""
     groups: dict[Any, list[tuple[Row, Tensor]]] = {}
     for row, targets in rows:
@@ -333,4 +343,6 @@ def _per_token(value: Tensor, tokens: int) -> bool:
 
 def _pad(value: Tensor, length: int, fill: int) -> Tensor:
     missing = length - value.shape[1]
-    return torch.cat([value, value.new_full((1, missing, *value.shape[2:]), fill)], dim=1) if missing else value
+    return (
+        torch.cat([value, value.new_full((1, missing, *value.shape[2:]), fill)], dim=1) if missing else value
+    )

@@ -95,9 +95,7 @@ class TuneTask(loop.Task[AnsweringVLM, Batch]):
 
     def examine(self) -> None:
         """Read up to `CHECKED` conversations as the training will. Raises: DataError for the first that is wrong."""
-        vlm = AnsweringVLM.from_recipe(
-            self.tuning, words=self.mixture.words, tail=self.mixture.tail
-        )
+        vlm = AnsweringVLM.from_recipe(self.tuning, words=self.mixture.words, tail=self.mixture.tail)
         for index in self.train_on.spread(CHECKED):
             vlm.encoder(self.train_on[index])
 
@@ -109,9 +107,7 @@ class TuneTask(loop.Task[AnsweringVLM, Batch]):
         """A checkpoint's."""
         return AnsweringVLM.from_checkpoint(checkpoint, self.tuning)
 
-    def batches(
-        self, learner: AnsweringVLM, processes: Processes
-    ) -> tuple[TuneBatches, Batch | None]:
+    def batches(self, learner: AnsweringVLM, processes: Processes) -> tuple[TuneBatches, Batch | None]:
         """Of the training conversations, and of the held-out ones."""
         made = TuneBatches(self.train_on, self.mixture.weights, learner.encoder, self.recipe, processes)
         return made, made.held_out(self.held_out) if len(self.held_out) else None
@@ -138,7 +134,7 @@ class TuneTask(loop.Task[AnsweringVLM, Batch]):
                 # Losses of micro-batches add up, those of processes are averaged.
                 loss = functional.cross_entropy(logits, targets, reduction="sum") / count
             if backward:
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             right = (logits.detach().argmax(-1) == targets).sum() / count
             total += torch.stack([loss.detach(), right])
         return processes.average(total)
@@ -179,7 +175,9 @@ class TuneBatches(loop.Stream[Batch]):
         made = []
         for start in range(0, len(indices), self._size):
             rows = [
-                row for index in indices[start : start + self._size] for row in self._encoder(part[int(index)])
+                row
+                for index in indices[start : start + self._size]
+                for row in self._encoder(part[int(index)])
             ]
             made += collate(rows, pad_id=self._encoder.pad_id)
         return made

@@ -10,22 +10,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from vlm4vla.benchmarks.registry import load
-from vlm4vla.core.errors import DataError, RecipeError, unknown_name
+from vlm4vla.core.errors import DataError, RecipeError
 from vlm4vla.core.recipes import TaskRecipe
 from vlm4vla.demonstrations.chunks import split_episodes
 from vlm4vla.tuning.examples import Conversation, ConversationSource
+from vlm4vla.tuning.tasks import open_task
 
 CHECKED = 5000
 """The most conversations that are read before a training begins, evenly spread."""
-
-OWN_TASKS: dict[str, str] = {
-    **{
-        f"tabletop-{kind}": f"vlm4vla.tuning.tabletop:{kind}"
-        for kind in ("pointing", "choice", "counting", "distance", "trajectory", "general")
-    },
-    "actions": "vlm4vla.tuning.actions:actions",
-}
-"""By name: who makes the source, from a folder (or None) and options."""
+_KEPT_BYTES = 1 << 29
+"""Of pictures that a source makes, which costs more than to read one."""
 
 
 @runtime_checkable
@@ -49,13 +43,10 @@ def open_source(task: TaskRecipe) -> ConversationSource:
         if not equals:
             raise RecipeError(f"task {task.task!r}: option {text!r}: write NAME=VALUE")
         options[name] = value
-    if ":" not in task.task and task.task not in OWN_TASKS:
-        raise unknown_name("task", task.task, OWN_TASKS)
-    make = load(OWN_TASKS.get(task.task, task.task))
-    try:
-        source = make(Path(task.path).expanduser() if task.path else None, **options)
-    except TypeError as error:
-        raise RecipeError(f"task {task.task!r}: {error}") from error
+    folder = Path(task.path).expanduser() if task.path else None
+    if ":" not in task.task:
+        return open_task(task.task, folder, **options)
+    source = load(task.task)(folder, **options)
     if not isinstance(source, ConversationSource):
         raise RecipeError(f"task {task.task!r}: {type(source).__name__} is no ConversationSource")
     return source
@@ -104,6 +95,8 @@ class Part:
         self.chosen: list[Int64[np.ndarray, " count"]] = [np.asarray(c, dtype=np.int64) for c in chosen]
         self.counts = tuple(len(indices) for indices in chosen)
         self._ends = np.cumsum(self.counts)
+        self._kept: dict[int, Conversation] = {}
+        self._room = _KEPT_BYTES
 
     def __len__(self) -> int:
         """Conversations of all sources."""
@@ -111,9 +104,22 @@ class Part:
 
     def __getitem__(self, index: int) -> Conversation:
         """The conversation at a place. Raises: DataError."""
+        if index in self._kept:
+            return self._kept[index]
         source = int(np.searchsorted(self._ends, index, side="right"))
         place = index - (self._ends[source] - self.counts[source])
-        return self.sources[source][int(self.chosen[source][place])]
+        found = self.sources[source][int(self.chosen[source][place])]
+        made = [image.nbytes for image in found.images if isinstance(image, np.ndarray)]
+        if made and sum(made) <= self._room:
+            self._kept[index] = found
+            self._room -= sum(made)
+        return found
+
+    def spread_over_sources(self, most: int) -> Iterator[int]:
+        """Up to so many places of every source."""
+        for end, count in zip(self._ends.tolist(), self.counts, strict=True):
+            places = np.linspace(0, count - 1, min(count, most)).astype(np.int64) + end - count
+            yield from places.tolist()
 
     def spread(self, most: int) -> Iterator[int]:
         """Up to so many places, evenly spread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vlm4vla.core.errors import RecipeError
+from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.tuning.answering import AnsweringVLM
-from vlm4vla.tuning.collate import Row
-from vlm4vla.tuning.examples import Conversation, Exchange
+from vlm4vla.tuning.examples import Conversation, Exchange, Measure
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _POINT = re.compile(rf"[(\[]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[)\]]")
+VERSION = 1
+"""Of the measures: answers kept under another one are asked for again."""
+WORST: Mapping[Measure, float] = {
+    "exact": 0.0,
+    "choice": 0.0,
+    "points": 0.0,
+    "number": 1.0,
+    "trajectory": 1.0,
+}
+"""Of every measure; where it is 1, less is better."""
 _RESAMPLED = 16
 """Points of a path, equally far apart, that are compared."""
 
@@ -29,14 +38,16 @@ class Answer:
 
     id: str
     task: str
-    measure: str
+    measure: Measure
     question: str
     answer: str
     """The right one."""
     said: str
     value: float
     """In 0..1. `exact`, `choice`: 1 if right; `points`: share inside; `number`: relative error, at most 1;
-    `trajectory`: mean distance in widths of the picture, at most 1. What cannot be read counts as all wrong."""
+    `trajectory`: mean distance in widths of the picture, at most 1."""
+    readable: bool
+    """Whether such an answer was found in what was said; else `value` is the worst there is."""
 
 
 def score(
@@ -51,38 +62,43 @@ def score(
 
     Raises: DataError; RecipeError when nothing of all this can be scored.
     """
-    asked: list[tuple[Conversation, Exchange]] = []
-    rows: list[Row] = []
-    for conversation in conversations:
-        prompts = vlm.encoder.questions(conversation)
-        for exchange, row in zip(conversation.exchanges, prompts, strict=True):
-            if exchange.measure != "text":
-                asked.append((conversation, exchange))
-                rows.append(row)
-    if not rows:
-        raise RecipeError("none of these questions has a measure, so nothing can be scored")
+    asked: list[tuple[Conversation, int]] = []
     alike: dict[Any, list[int]] = {}
-    for index, row in enumerate(rows):
-        alike.setdefault(tuple((n, v.shape) for n, v in sorted(row.items())), []).append(index)
+    for conversation in conversations:
+        for number, row in enumerate(vlm.encoder.questions(conversation)):
+            if conversation.exchanges[number].measure != "text":
+                # Only shapes are kept: all pixels at once may be more than there is room for.
+                key = tuple((name, tuple(value.shape)) for name, value in sorted(row.items()))
+                alike.setdefault(key, []).append(len(asked))
+                asked.append((conversation, number))
+    if not asked:
+        raise RecipeError("none of these questions has a measure, so nothing can be scored")
     said: dict[int, str] = {}
     vlm.eval()
     for group in alike.values():
         for start in range(0, len(group), batch_size):
             part = group[start : start + batch_size]
-            said |= zip(part, vlm.answer([rows[i] for i in part], most_tokens=most_tokens), strict=True)
+            rows = [vlm.encoder.questions(asked[index][0])[asked[index][1]] for index in part]
+            said |= zip(part, vlm.answer(rows, most_tokens=most_tokens), strict=True)
             seen(len(said))
     return [
-        Answer(
-            id=conversation.id,
-            task=conversation.task,
-            measure=exchange.measure,
-            question=exchange.question,
-            answer=exchange.answer,
-            said=said[index],
-            value=value_of(exchange, said[index]),
-        )
-        for index, (conversation, exchange) in enumerate(asked)
+        _answer(conversation, conversation.exchanges[number], said[index])
+        for index, (conversation, number) in enumerate(asked)
     ]
+
+
+def _answer(conversation: Conversation, exchange: Exchange, said: str) -> Answer:
+    value = value_of(exchange, said)
+    return Answer(
+        id=conversation.id,
+        task=conversation.task,
+        measure=exchange.measure,
+        question=exchange.question,
+        answer=exchange.answer,
+        said=said,
+        value=WORST[exchange.measure] if value is None else value,
+        readable=value is not None,
+    )
 
 
 def write_answers(answers: Sequence[Answer], path: Path) -> None:
@@ -93,14 +109,26 @@ def write_answers(answers: Sequence[Answer], path: Path) -> None:
     partial.replace(path)
 
 
-def value_of(exchange: Exchange, said: str) -> float:
-    """As `Answer.value`. Raises: RecipeError for an exchange without what its measure needs."""
+def read_answers(path: Path) -> list[Answer]:
+    """What `write_answers` wrote. Raises: RunError when it is damaged."""
+    try:
+        return [Answer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: damaged ({error}); delete it, and the questions are asked again") from error
+
+
+def value_of(exchange: Exchange, said: str) -> float | None:
+    """As `Answer.value`; None for an answer in which nothing of the kind is found.
+
+    Raises: RecipeError for an exchange without what its measure needs.
+    """
     truth = exchange.truth
     try:
         if exchange.measure == "exact":
-            return float(_plain(said) == _plain(exchange.answer))
+            return float(_plain(said) == _plain(exchange.answer)) if _plain(said) else None
         if exchange.measure == "choice":
-            return float(_chosen(said, truth["choices"]) == _chosen(exchange.answer, truth["choices"]))
+            letter = _chosen(said, truth["choices"])
+            return None if letter is None else float(letter == _chosen(exchange.answer, truth["choices"]))
         if exchange.measure == "points":
             return _inside(points_in(said), np.asarray(truth["region"]))
         if exchange.measure == "number":
@@ -108,7 +136,9 @@ def value_of(exchange: Exchange, said: str) -> float:
         if exchange.measure == "trajectory":
             return _path_distance(points_in(said), np.asarray(truth["path"], dtype=np.float64))
     except KeyError as error:
-        raise RecipeError(f"{exchange.question!r}: measure {exchange.measure!r} needs truth[{error}]") from error
+        raise RecipeError(
+            f"{exchange.question!r}: measure {exchange.measure!r} needs truth[{error}]"
+        ) from error
     raise RecipeError(f"{exchange.question!r}: measure {exchange.measure!r} gives no number")
 
 
@@ -131,9 +161,9 @@ def _chosen(said: str, choices: Sequence[str]) -> str | None:
     return exact if exact is not None else by_name.get(first.group(1).lower()) if first else None
 
 
-def _inside(points: Float[np.ndarray, "points 2"], region: Any) -> float:
+def _inside(points: Float[np.ndarray, "points 2"], region: Any) -> float | None:
     if not len(points):
-        return 0.0
+        return None
     height, width = region.shape
     columns, rows = (np.floor(points[:, axis] * side).astype(int) for axis, side in ((0, width), (1, height)))
     within = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
@@ -141,17 +171,19 @@ def _inside(points: Float[np.ndarray, "points 2"], region: Any) -> float:
     return float(hit.mean())
 
 
-def _relative_error(said: str, value: float) -> float:
+def _relative_error(said: str, value: float) -> float | None:
     found = re.search(_NUMBER, said)
     if found is None:
-        return 1.0
+        return None
     error = abs(float(found.group()) - value)
     return min(1.0, error / abs(value)) if value else float(error > 0)
 
 
-def _path_distance(points: Float[np.ndarray, "points 2"], path: Float[np.ndarray, "points 2"]) -> float:
+def _path_distance(
+    points: Float[np.ndarray, "points 2"], path: Float[np.ndarray, "points 2"]
+) -> float | None:
     if not len(points):
-        return 1.0
+        return None
     apart = np.linalg.norm(_resampled(points) - _resampled(path), axis=1)
     return float(min(1.0, apart.mean()))
 

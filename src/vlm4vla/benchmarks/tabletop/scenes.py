@@ -48,8 +48,6 @@ class SceneBatch:
     """Where its centre appears: x, y in [0, 1] from the top-left corner."""
     visible: Float32[np.ndarray, "scenes things"]
     """Share of the picture's pixels that show it."""
-    shown: UInt8[np.ndarray, "scenes size size"]
-    """Which thing each pixel shows, as its column; 255 for none."""
     drawer: Float32[np.ndarray, " scenes"]
     """How far open, 0 to 1."""
     gap: Float32[np.ndarray, " scenes"]
@@ -80,7 +78,6 @@ def _sample_batch(seed: int, image_size: int, indices: range) -> SceneBatch:
     images = np.empty((count, image_size, image_size, 3), dtype=np.uint8)
     positions = np.full((count, len(THINGS), 3), np.nan, dtype=np.float32)
     visible = np.zeros((count, len(THINGS)), dtype=np.float32)
-    shown = np.empty((count, image_size, image_size), dtype=np.uint8)
     drawer = np.empty(count, dtype=np.float32)
     gap = np.empty(count, dtype=np.float32)
     held = np.full(count, len(COLORS), dtype=np.uint8)
@@ -101,15 +98,14 @@ def _sample_batch(seed: int, image_size: int, indices: range) -> SceneBatch:
         )
         for column, position in enumerate(rest, start=len(COLORS)):
             positions[row, column] = np.asarray(position)
-        pixels = columns[renderer.segmentation()]
-        shown[row] = np.where(pixels < 0, 255, pixels)
-        visible[row] = np.bincount(pixels[pixels >= 0], minlength=len(THINGS)) / image_size**2
+        shown = columns[renderer.segmentation().ravel()]
+        visible[row] = np.bincount(shown[shown >= 0], minlength=len(THINGS)) / image_size**2
         drawer[row] = state.drawer / DRAWER_TRAVEL
         gap[row] = state.gap / (2 * FINGER_TRAVEL)
         if held_color is not None:
             held[row] = COLORS.index(held_color)
     places = project(positions).astype(np.float32)
-    return SceneBatch(images, positions, places, visible, shown, drawer, gap, held)
+    return SceneBatch(images, positions, places, visible, drawer, gap, held)
 
 
 def _arrange(scene: Scene, rng: np.random.Generator) -> str | None:
