@@ -2,9 +2,10 @@
 
 boxes.json    [{"image": "a.jpg", "things": [{"name": "red cup", "box": [left, top, right, bottom]}, ...]}, ...]
 
-Boxes are in pixels. A thing may tell `depth` (metres from the camera) and `size` (metres, longest side). A row may tell
-`focal` (pixels), with which depths give positions, and `depth`: a 16-bit PNG of millimetres beside the picture, whose
-median within a box gives the depth of things that tell none; 0 means unknown there.
+Boxes are in pixels; all things of a kind must be listed, or counts are wrong. A thing may tell `depth` (metres from the
+camera, along its view) and `width` (metres). A row may tell `focal` (pixels), with which depths give positions and
+widths, and `depth`: a 16-bit PNG of millimetres beside the picture, of the same shape, whose median within a box gives
+the depth of things that tell none; 0 means unknown there. What is not known is not asked.
 """
 
 from __future__ import annotations
@@ -88,16 +89,20 @@ class BoxQuestions:
         for told in row["things"]:
             left, top, right, bottom = (float(edge) for edge in told["box"])
             if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-                raise ValueError(f"box {told['box']} of {told['name']!r} is not within {width} x {height} pixels")
+                raise ValueError(
+                    f"box {told['box']} of {told['name']!r} is not within {width} x {height} pixels"
+                )
             box = (left / width, top / height, right / width, bottom / height)
-            depth = told.get("depth")
+            depth, wide = told.get("depth"), told.get("width")
             if depth is None and depths is not None:
                 depth = _median(depths, box)
             position = None
             if depth is not None and "focal" in row:
                 x, y = (left + right - width) / 2, (top + bottom - height) / 2
                 position = np.array([x / row["focal"], y / row["focal"], 1.0]) * depth
-            found.append(Thing(told["name"], box, depth=depth, position=position, size=told.get("size")))
+                wide = (right - left) / row["focal"] * depth if wide is None else wide
+                depth = float(np.linalg.norm(position))
+            found.append(Thing(told["name"], box, depth=depth, position=position, width=wide))
         return found
 
 
@@ -118,13 +123,17 @@ def _depth_map(path: Path, where: str) -> Float[np.ndarray, "height width"]:
         with Image.open(path) as opened:
             values = np.asarray(opened)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"{where}: its depth {path.name} cannot be read ({error}); copy the file again") from error
+        raise DataError(
+            f"{where}: its depth {path.name} cannot be read ({error}); copy the file again"
+        ) from error
     if values.ndim != 2 or values.dtype == np.uint8:
         raise DataError(f"{where}: depth {path.name} is no 16-bit PNG of one channel, in millimetres")
     return values.astype(np.float64) / 1000
 
 
-def _median(depths: Float[np.ndarray, "height width"], box: tuple[float, float, float, float]) -> float | None:
+def _median(
+    depths: Float[np.ndarray, "height width"], box: tuple[float, float, float, float]
+) -> float | None:
     height, width = depths.shape
     left, top, right, bottom = box
     inside = depths[int(top * height) : int(bottom * height) + 1, int(left * width) : int(right * width) + 1]

@@ -176,10 +176,12 @@ TASKS: dict[str, Task] = {
         reader="",
     ),
     **_tabletop("robopoint", "points on a thing that is named, or beside one with a red border"),
-    **_tabletop("vica", "distances, heights, openings and counts, as numbers"),
-    **_tabletop("bridgevqa", "which of two things is further left, nearer or larger"),
+    **_tabletop("vica", "distances, widths, heights, openings and counts, as numbers"),
+    **_tabletop("bridgevqa", "which of two things is further left, nearer or wider"),
     **_tabletop("robo2vlm", "where the gripper moves next among coloured arrows; whether a task is done"),
-    **_tabletop("robobrain2", "an instruction -> the gripper's path in the picture"),
+    **_tabletop(
+        "robobrain2", "the gripper's path for an instruction; points on things; the next of two steps"
+    ),
     **_tabletop("general", "what is there and what it looks like, nothing of where"),
     "tabletop-vqa-mix": Task(
         about="tabletop-vica, -bridgevqa and -robopoint to tabletop-general in the paper's proportions",

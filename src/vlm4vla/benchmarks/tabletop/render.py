@@ -282,9 +282,9 @@ def project(points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 
     return np.stack([(x + 1) / 2, (1 - y) / 2], axis=-1)
 
 
-def depth(points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
-    """How far points of the scene lie from the camera, in metres along its view."""
-    return np.asarray((np.asarray(points) - _CAMERA_POSITION) @ _camera_axes()[2])
+def camera_distance(points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
+    """Metres from the camera to points of the scene."""
+    return np.asarray(np.linalg.norm(np.asarray(points) - _CAMERA_POSITION, axis=-1))
 
 
 def _camera_axes() -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
