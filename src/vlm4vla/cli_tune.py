@@ -54,8 +54,6 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument("--weights", choices=("pretrained", "random"), default="pretrained")
     _common(made)
 
-    made = add("tasks", tasks, "What a VLM can be tuned on and scored with.")
-
 
 def tune(options: argparse.Namespace) -> None:
     """Training, finished folder, scores."""
@@ -118,24 +116,12 @@ def score(options: argparse.Namespace) -> None:
     _print(columns, {}, title="Scores", as_json=options.json)
 
 
-def tasks(options: argparse.Namespace) -> None:
-    """Names, what they are, where their layout is told."""
-    from vlm4vla.reports.tables import Table
-    from vlm4vla.tuning.tasks import TASKS
-
-    if options.json:
-        print(json.dumps({name: dataclasses.asdict(task) for name, task in TASKS.items()}, indent=1))
-        return
-    rows = tuple((name, task.about, "yes" if task.verified else "no") for name, task in TASKS.items())
-    print(Table("Tasks", ("name", "what", "layout seen where it is told"), rows).text(width=150))
-
-
 def chosen_tuning(options: argparse.Namespace) -> TuneRecipe:
     """The recipe of a command line. Raises: RecipeError."""
     named = tuple(map(_task_recipe, options.task or ()))
     if not named:
         raise RecipeError(
-            "name what to tune on: --task NAME [FOLDER] [OPTION=VALUE ...]; `vlm4vla tasks` lists names"
+            "name what to tune on: --task NAME [FOLDER] [OPTION=VALUE ...]; `vlm4vla data questions` lists names"
         )
     recipe = TuneRecipe(backbone=options.backbone or "tiny-qwen3-vl", tasks=named)
     train: dict[str, str] = {} if options.steps is None else {"steps": str(options.steps)}
