@@ -34,7 +34,7 @@ def run_tuning(
 
     Raises: RecipeError, DataError before anything is done; later RunError naming the folder. The same call goes on.
     """
-    from vlm4vla.tuning.loop import RESULT, finish, tune
+    from vlm4vla.tuning.loop import RESULT, finish, task_of, tune
     from vlm4vla.tuning.mixture import open_source
 
     resources = resources or Resources()
@@ -59,6 +59,10 @@ def run_tuning(
                     mirrors=resources.mirrors,
                 )
                 result = finish(recipe, checkpoint, run.folder, provenance=told)
+                if task_of(recipe).mixture.draws:
+                    from vlm4vla.tuning.generation_loop import draw_held_out
+
+                    draw_held_out(recipe, checkpoint, run.folder, device=device_named(resources.device))
             run.update(state="done")
             return result
     except VLAError as error:
@@ -69,11 +73,11 @@ def run_tuning(
 
 def held_out(recipe: TuneRecipe, *, questions: int = QUESTIONS) -> list[Conversation]:
     """Conversations that a tuning does not train on, up to so many of every task, evenly spread."""
-    from vlm4vla.tuning.loop import TuneTask
-    from vlm4vla.tuning.mixture import open_source
+    from vlm4vla.tuning.loop import task_of
 
-    task = TuneTask(recipe, [open_source(part) for part in recipe.tasks])
-    return [task.held_out[index] for index in task.held_out.spread_over_sources(questions)]
+    part = task_of(recipe).held_out
+    found = (part[index] for index in part.spread_over_sources(questions))
+    return [conversation for conversation in found if conversation.drawing is None]
 
 
 def chosen(task: TaskRecipe, *, questions: int = QUESTIONS) -> list[Conversation]:

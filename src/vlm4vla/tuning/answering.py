@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -66,7 +66,7 @@ class AnsweringVLM(Learner):
         tail: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-    ) -> AnsweringVLM:
+    ) -> Self:
         """Load a registered name, a hub id or a checkpoint folder.
 
         `words` become tokens of their own: added, or with `tail` in place of the last ordinary ones of the vocabulary.
@@ -84,9 +84,7 @@ class AnsweringVLM(Learner):
         return cls(checkpoint, short=prompt == "short", token_ids=ids)
 
     @classmethod
-    def from_recipe(
-        cls, recipe: TuneRecipe, *, words: Sequence[str] = (), tail: bool = False
-    ) -> AnsweringVLM:
+    def from_recipe(cls, recipe: TuneRecipe, *, words: Sequence[str] = (), tail: bool = False) -> Self:
         """Before its first step: frozen parts frozen, adapters drawn. Raises: RecipeError, BackboneError."""
         vlm = cls.from_pretrained(
             recipe.backbone,
@@ -99,7 +97,7 @@ class AnsweringVLM(Learner):
         return vlm._prepared(recipe)
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, recipe: TuneRecipe) -> AnsweringVLM:
+    def from_checkpoint(cls, folder: Path, recipe: TuneRecipe) -> Self:
         """As a training left it in `folder`. Raises: RunError when that is damaged."""
         try:
             vlm = cls.from_pretrained(folder, prompt=recipe.prompt)._prepared(recipe)
@@ -176,7 +174,7 @@ class AnsweringVLM(Learner):
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
-    def _prepared(self, recipe: TuneRecipe) -> AnsweringVLM:
+    def _prepared(self, recipe: TuneRecipe) -> Self:
         parts = self.learners()
         for part in recipe.freeze:
             for parameter in parts[part]:

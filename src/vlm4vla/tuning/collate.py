@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -22,10 +22,13 @@ from vlm4vla.backbones.families import Family
 from vlm4vla.backbones.loading import Checkpoint
 from vlm4vla.backbones.processed import load_processor
 from vlm4vla.core.errors import BackboneError, DataError
+from vlm4vla.tuning.drawings import to_tensor
 from vlm4vla.tuning.examples import IMAGE_MARK, Conversation, check
 
 Row = dict[str, Tensor]
 """Arguments of one conversation, `[1, ...]` each, `input_ids` among them."""
+DRAWING, SEED = "drawing", "seed"
+"""Names in a row of what the VLM does not take: the picture to be drawn, and what its noise is drawn from."""
 _REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
 _IMAGE_TOKENS = ("image_token", "boi_token", "fake_image_token")
 
@@ -38,6 +41,10 @@ class Asked:
     """What the VLM's forward takes, ids included."""
     targets: Int64[Tensor, "batch length"]
     """The token that should follow each position; -1 where nothing is asked."""
+    drawings: Float[Tensor, "batch 3 side side"] | None = None
+    """In -1..1, where they and not words are the answers."""
+    seeds: Int64[Tensor, " batch"] | None = None
+    """Of their noise; it stays on the CPU."""
 
     @property
     def count(self) -> int:
@@ -47,7 +54,8 @@ class Asked:
     def to(self, device: torch.device) -> Asked:
         """The same on another device."""
         moved = {name: value.to(device, non_blocking=True) for name, value in self.arguments.items()}
-        return Asked(moved, self.targets.to(device, non_blocking=True))
+        drawings = None if self.drawings is None else self.drawings.to(device, non_blocking=True)
+        return Asked(moved, self.targets.to(device, non_blocking=True), drawings, self.seeds)
 
 
 class ConversationEncoder:
@@ -84,6 +92,8 @@ class ConversationEncoder:
         self._answer_types = "token_type_ids" in takes
         self._needs_image = "image_embeds_position_mask" in takes
         self.rows, self.token_ids = rows, dict(token_ids)
+        self.drawing_side = 0
+        """Pixels of what a diffusion branch draws; 0 without one."""
         self._words = re.compile("|".join(map(re.escape, self.token_ids))) if token_ids else None
         self.names = {index: word for word, index in self.token_ids.items()}
         self._nested: bool | None = None
@@ -93,12 +103,18 @@ class ConversationEncoder:
         self.pad_id = int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
 
     def __call__(self, conversation: Conversation) -> list[tuple[Row, Int64[Tensor, "1 length"]]]:
-        """Rows with targets: one in a chat template, else one for every exchange.
+        """Rows with targets: one in a chat template, else one for every exchange. A drawing's ends with its question.
 
         Raises: DataError that names the conversation for whatever is wrong with it.
         """
-        images = self._checked(conversation)
-        return [self._row(conversation, parts, images, answered=True) for parts in self._parts(conversation)]
+        images, drawing = self._checked(conversation), conversation.drawing
+        rows = [
+            self._row(conversation, parts, images, answered=drawing is None)
+            for parts in self._parts(conversation)
+        ]
+        if drawing is not None and self.drawing_side:
+            rows[0][0][DRAWING] = to_tensor(drawing, self.drawing_side)[None]
+        return rows
 
     def questions(self, conversation: Conversation) -> list[Row]:
         """A row per exchange that ends where its answer begins; answers before it are the true ones."""
@@ -315,7 +331,8 @@ def _padded(rows: Sequence[tuple[Row, Tensor]], pad_id: int) -> Asked:
         )
         for name in rows[0][0]
     }
-    return Asked(arguments, torch.cat([_pad(targets, wide, -1) for _, targets in rows]))
+    drawings, seeds = arguments.pop(DRAWING, None), arguments.pop(SEED, None)
+    return Asked(arguments, torch.cat([_pad(targets, wide, -1) for _, targets in rows]), drawings, seeds)
 
 
 def _joined(row: Row, piece: Row) -> Row:

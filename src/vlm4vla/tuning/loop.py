@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm4vla.core import recipes
-from vlm4vla.core.errors import DataError
+from vlm4vla.core.errors import DataError, RecipeError
 from vlm4vla.core.recipes import TuneRecipe
 from vlm4vla.demonstrations.order import Order
 from vlm4vla.training import loop
@@ -22,7 +23,7 @@ from vlm4vla.training.batches import ahead
 from vlm4vla.training.checkpoints import latest_checkpoint
 from vlm4vla.training.distributed import Processes, Sharding
 from vlm4vla.tuning.answering import AnsweringVLM
-from vlm4vla.tuning.collate import Asked, ConversationEncoder, collate
+from vlm4vla.tuning.collate import DRAWING, SEED, Asked, ConversationEncoder, Row, collate
 from vlm4vla.tuning.examples import ConversationSource
 from vlm4vla.tuning.mixture import CHECKED, Mixture, Part, WordSource, open_source
 
@@ -48,7 +49,7 @@ def tune(
 ) -> Path:
     """Tune a VLM and return the folder of its last checkpoint; `finish` makes the result of it. See `loop.run`."""
     recipes.check_tune(recipe)
-    task = TuneTask(recipe, [open_source(part) for part in recipe.tasks])
+    task = task_of(recipe)
     if latest_checkpoint(folder / "checkpoints") is None:
         task.examine()
     facts = {"tuning": task.config, "tasks": [[s.name, s.fingerprint] for s in task.mixture.sources]}
@@ -62,6 +63,18 @@ def tune(
         mirrors=mirrors,
         sharding=sharding,
     )
+
+
+def task_of(recipe: TuneRecipe) -> TuneTask:
+    """With a diffusion branch where answers are drawings. Raises: RecipeError, DataError."""
+    sources = [open_source(part) for part in recipe.tasks]
+    if Mixture(recipe.tasks, sources).draws:
+        from vlm4vla.tuning.generation_loop import GenerationTask
+
+        return GenerationTask(recipe, sources)
+    if any(text.partition("=")[0] == "head" for text in recipe.train.part_rates):
+        raise RecipeError("tune.train.part_rates: no task has drawings, so there is no part `head`")
+    return TuneTask(recipe, sources)
 
 
 def finish(recipe: TuneRecipe, checkpoint: Path, folder: Path, *, provenance: Mapping[str, Any]) -> Path:
@@ -79,7 +92,7 @@ def finish(recipe: TuneRecipe, checkpoint: Path, folder: Path, *, provenance: Ma
 
 
 class TuneTask(loop.Task[AnsweringVLM, Batch]):
-    """A VLM on a mixture of tasks."""
+    """A VLM on a mixture of tasks whose answers are words."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "right")
     """Mean cross-entropy of answer tokens, and the share of them that are the likeliest ones."""
@@ -95,7 +108,7 @@ class TuneTask(loop.Task[AnsweringVLM, Batch]):
 
     def examine(self) -> None:
         """Read up to `CHECKED` conversations as the training will. Raises: DataError for the first that is wrong."""
-        vlm = AnsweringVLM.from_recipe(self.tuning, words=self.mixture.words, tail=self.mixture.tail)
+        vlm = self.begin()
         for index in self.train_on.spread(CHECKED):
             vlm.encoder(self.train_on[index])
 
@@ -116,28 +129,39 @@ class TuneTask(loop.Task[AnsweringVLM, Batch]):
         self, learner: AnsweringVLM, batch: Batch, processes: Processes, *, backward: bool
     ) -> Float[Tensor, " terms"]:
         """Means over the answer tokens of the global batch."""
-        counts = torch.zeros(2, processes.world, device=processes.device)
-        counts[:, processes.rank] = torch.tensor([sum(micro.count for micro in batch), len(batch)])
+        asked = sum(micro.count for micro in batch)
+        drawn = sum(len(micro.targets) for micro in batch if micro.drawings is not None)
+        counts = torch.zeros(3, processes.world, device=processes.device)
+        counts[:, processes.rank] = torch.tensor([asked, drawn, len(batch)])
         # Sharded processes go through their layers together, so those with fewer micro-batches repeat one, unasked.
         counts = processes.average(counts) * processes.world
-        count = counts[0].mean()
-        if count == 0:
+        words, drawings = counts[0].mean(), counts[1].mean()
+        if words + drawings == 0:
             raise DataError("a batch without a single answer token; are the answers empty?")
-        again = [replace(batch[0], targets=torch.full_like(batch[0].targets, -1))]
-        total = torch.zeros(2, device=processes.device)
-        for micro_batch in [*batch, *again * (int(counts[1].max()) - len(batch))]:
+        again = [replace(batch[0], targets=torch.full_like(batch[0].targets, -1), drawings=None)]
+        total = torch.zeros(len(self.terms), device=processes.device)
+        for micro_batch in [*batch, *again * (int(counts[2].max()) - len(batch))]:
             micro = micro_batch.to(processes.device)
-            targets = micro.targets[micro.targets >= 0]
             bf16 = self.recipe.precision == "bf16"
             with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
-                logits = learner(micro).float()
-                # Losses of micro-batches add up, those of processes are averaged.
-                loss = functional.cross_entropy(logits, targets, reduction="sum") / count
+                terms = self._terms(learner, micro, words, drawings)
             if backward:
-                loss.backward()  # type: ignore[no-untyped-call]
-            right = (logits.detach().argmax(-1) == targets).sum() / count
-            total += torch.stack([loss.detach(), right])
+                terms[0].backward()  # type: ignore[no-untyped-call]
+            total += terms.detach()
         return processes.average(total)
+
+    def _terms(
+        self, learner: AnsweringVLM, micro: Asked, words: Float[Tensor, ""], drawings: Float[Tensor, ""]
+    ) -> Float[Tensor, " terms"]:
+        """A micro-batch's part of the terms; `words`, `drawings`: per process, how many answers of a kind there are.
+
+        Those of micro-batches add up, those of processes are averaged.
+        """
+        logits, targets = learner(micro).float(), micro.targets[micro.targets >= 0]
+        count = words.clamp(min=1)
+        loss = functional.cross_entropy(logits, targets, reduction="sum") / count
+        right = (logits.detach().argmax(-1) == targets).sum() / count
+        return torch.stack([loss, right])
 
 
 class TuneBatches(loop.Stream[Batch]):
@@ -164,20 +188,34 @@ class TuneBatches(loop.Stream[Batch]):
         """A fixed, evenly spread subset of held-out conversations."""
         chosen = list(part.spread(HELD_OUT_CONVERSATIONS))
         mine = chosen[self._rank :: self._world] or chosen[:1]
-        return self._encoded(part, mine)
+        return self._encoded(part, mine, step=-1)
 
     def _training(self, step: int) -> Batch:
         size = self._recipe.batch_size
         _, mine = self._order.batch(step=step, batch_size=size, rank=self._rank, world=self._world)
-        return self._encoded(self._part, mine)
+        return self._encoded(self._part, mine, step=step)
 
-    def _encoded(self, part: Part, indices: Sequence[int] | Int64[np.ndarray, " share"]) -> Batch:
+    def _encoded(
+        self, part: Part, indices: Sequence[int] | Int64[np.ndarray, " share"], *, step: int
+    ) -> Batch:
         made = []
         for start in range(0, len(indices), self._size):
             rows = [
                 row
                 for index in indices[start : start + self._size]
-                for row in self._encoder(part[int(index)])
+                for row in self._rows(part, int(index), step)
             ]
             made += collate(rows, pad_id=self._encoder.pad_id)
         return made
+
+    def _rows(self, part: Part, index: int, step: int) -> list[tuple[Row, Int64[Tensor, "1 length"]]]:
+        rows = self._encoder(part[index])
+        for row, _ in rows:
+            if DRAWING in row:
+                row[SEED] = torch.tensor([noise_seed(self._recipe.seed, step, index)])
+        return rows
+
+
+def noise_seed(seed: int, step: int, index: int) -> int:
+    """What the noise of a drawing follows from: the training's seed, the step (-1: held out), the conversation."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{index}".encode()).digest()[:7], "big")

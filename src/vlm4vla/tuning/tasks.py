@@ -193,6 +193,19 @@ TASKS: dict[str, Task] = {
             "tabletop-general": _GENERAL,
         },
     ),
+    "tabletop-drawings": Task(
+        about="the picture again, its depth, its things each in a color: drawn by a diffusion branch",
+        source="Paper 4.2 and A.6, Omni-Generation",
+        verified=True,
+        reader="vlm4vla.tuning.generation_tabletop:TabletopDrawings",
+    ),
+    "tabletop-omni-generation": Task(
+        about="tabletop-drawings and tabletop-vqa-mix, one to one",
+        source="Paper 4.2 and A.6, Omni-Generation; the shares are not told",
+        verified=False,
+        reader="",
+        parts={"tabletop-drawings": 1, "tabletop-vqa-mix": 1},
+    ),
     "boxes": Task(
         about="your own pictures: spatial questions made from boxes and depths in a small JSON file",
         source="the head of src/vlm4vla/tuning/spatial_boxes.py",
