@@ -20,6 +20,7 @@ from vlm4vla.cli_data import data_sets
 from vlm4vla.cli_doctor import doctor
 from vlm4vla.cli_evaluate import add_command as add_evaluate
 from vlm4vla.cli_plan import add_command as add_plan
+from vlm4vla.cli_serve import add_command as add_serve
 from vlm4vla.cli_simulators import add_commands as add_simulators
 from vlm4vla.cli_study import add_command as add_study
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
@@ -403,6 +404,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("doctor", doctor, "What this machine has and lacks, each finding with its remedy.")
 
     add_evaluate(add, work)
+    add_serve(add)
 
     made = add(
         "report", report, "Write report.html, results.json and results.csv of a run folder; print tables."

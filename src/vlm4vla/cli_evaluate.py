@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm4vla.cli_common import not_negative, positive, resources_of, show_report
+from vlm4vla.cli_common import not_negative, positive, resources_of, settings, show_report
 from vlm4vla.core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -100,15 +100,11 @@ def _evaluate_outside(options: argparse.Namespace) -> None:
         )
     if not options.benchmark:
         raise RecipeError("--policy needs --benchmark too: nothing says what the policy was made for")
-    unreadable = [setting for setting in options.wire if "=" not in setting]
-    if unreadable:
-        raise RecipeError(f"--wire {unreadable[0]!r}: write FIELD=VALUE, e.g. --wire state=observation/state")
-    layout = dict(setting.partition("=")[::2] for setting in options.wire)
     policy = OutsidePolicy(
         address=options.policy,
         name=options.name,
         protocol=options.protocol,
-        layout=layout,
+        layout=settings(options.wire, "--wire"),
         seconds=options.timeout,
         connections=options.connections,
     )

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,11 +19,11 @@ from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketExcepti
 from websockets.sync.client import connect
 
 from vlm4vla import __version__
-from vlm4vla.core.actions import ActionSpec
+from vlm4vla.core.actions import ActionSpec, require_same
 from vlm4vla.core.errors import RecipeError, RunError, unknown_name
 from vlm4vla.core.types import EpisodeResult, Observation
 from vlm4vla.serving.codec import LARGEST, Dialect, pack, unpack
-from vlm4vla.serving.layout import Layout, actions_of, layout_for, parts_of
+from vlm4vla.serving.layout import Layout, actions_of, declared_spec, layout_for, parts_of
 
 PROTOCOLS = ("auto", "openpi", "vla-eval")
 API_KEY = "VLM4VLA_API_KEY"
@@ -249,6 +250,10 @@ class RemotePolicy:
         self._spare = first if isinstance(first, _VlaEval) else None
         try:
             self.layout = layout_for(self.protocol, benchmark, self.metadata, changes or {})
+            ours = declared_spec(self.metadata)
+            if ours is not None:
+                means = replace(ours, rotation=action_spec.rotation, gripper=action_spec.gripper)
+                require_same(means, action_spec, who=f"{address} and {benchmark}")
             actions_of(np.zeros((execute, 7)), self.layout, action_spec, count=execute)
         except BaseException:
             self.close()

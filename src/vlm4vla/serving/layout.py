@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vlm4vla.core.actions import GRIPPER, ActionSpec, convert
-from vlm4vla.core.errors import ActionSpecMismatch, RunError
-from vlm4vla.core.recipes import override
+from vlm4vla.core.errors import ActionSpecMismatch, RecipeError, RunError
+from vlm4vla.core.recipes import from_json, override
 from vlm4vla.core.types import Observation
 from vlm4vla.serving.codec import Dialect
 
@@ -87,7 +87,18 @@ def layout_for(
     layout = PRESETS[key or (dialect, "")]
     if dialect == "vla-eval":
         layout = _declared(replace(layout, prompt="task_description"), metadata, changes)
+    elif (ours := declared_spec(metadata)) is not None:
+        layout = replace(layout, rotation=ours.rotation, gripper=ours.gripper)
     return override(layout, changes, where="--wire")
+
+
+def declared_spec(metadata: Mapping[str, Any]) -> ActionSpec | None:
+    """What a server of this project says that its actions mean; None for other servers."""
+    found = metadata.get("action_spec")
+    try:
+        return from_json(ActionSpec, found) if isinstance(found, dict) else None
+    except RecipeError:
+        return None
 
 
 def _declared(layout: Layout, metadata: Mapping[str, Any], given: Mapping[str, str]) -> Layout:
