@@ -267,6 +267,10 @@ def _predictor(
     from vlm4vla.training.checkpoints import latest_checkpoint
 
     latest = checkpoint or latest_checkpoint(folder / "checkpoints")
+    if latest is None and trial.train.steps == 0:
+        raise RunError(
+            f"{folder}: its policy was not trained here: name it with --policy instead of the folder"
+        )
     if latest is None:
         raise RunError(f"{folder}: no checkpoint, so there is nothing to evaluate; train it first")
     return _load(latest, resources)
