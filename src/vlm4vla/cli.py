@@ -18,6 +18,7 @@ from vlm4vla.cli_data import add_commands as cli_data_commands
 from vlm4vla.cli_data import data_sets
 from vlm4vla.cli_doctor import doctor
 from vlm4vla.cli_plan import add_command as add_plan
+from vlm4vla.cli_replay import add_command as add_replay
 from vlm4vla.cli_simulators import add_commands as add_simulators
 from vlm4vla.cli_study import add_command as add_study
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
@@ -474,6 +475,7 @@ def build_parser() -> argparse.ArgumentParser:
     work(made, processes=2)
 
     add_plan(add)
+    add_replay(add)
     add_simulators(add)
     add_study(add, work)
 

@@ -34,6 +34,11 @@ class Progress:
         if now - self._printed >= (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS):
             self._print(now)
 
+    def say(self, text: str) -> None:
+        """A line for good, shown or not; nothing for an empty one."""
+        if text:
+            print(f"\r{text}" if self._terminal else text, file=sys.stderr, flush=True)
+
     def finish(self) -> None:
         """Print the last line."""
         self._print(time.monotonic())

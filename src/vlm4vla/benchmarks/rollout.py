@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from jaxtyping import Float32, UInt8
 
 from vlm4vla.benchmarks.pool import Lost, Pool
 from vlm4vla.benchmarks.progress import Progress
-from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, digest_of, keep_actions
+from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, digest_of, keep_actions, keep_software
+from vlm4vla.benchmarks.software import unpinned
 from vlm4vla.benchmarks.video import video_path, write_index, write_video
 from vlm4vla.benchmarks.wire import Reply, Request
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER, ActionSpec, require_same
 from vlm4vla.core.errors import RecipeError, RunError, SimulatorError
 from vlm4vla.core.interfaces import Benchmark, ChunkPredictor
+from vlm4vla.core.recipes import fingerprint
 from vlm4vla.core.types import EpisodeResult, EpisodeSpec, Observation
 
 CHAIN = "chain"
@@ -170,6 +172,8 @@ class _Play:
     """The actions under way."""
     actions: list[Float32[np.ndarray, "steps 7"]] = field(default_factory=list)
     """Those carried out."""
+    looks: list[tuple[int, int, str]] = field(default_factory=list)
+    """What was seen: after how many steps, goals completed by then, digest."""
     start: float = field(default_factory=time.monotonic)
 
     @property
@@ -187,13 +191,14 @@ class _Play:
         if reply.goals_completed > self.goals_completed:
             self.steps_for_goal = 0
         self.goals_completed = reply.goals_completed
+        if reply.observation is not None:
+            self.looks.append((self.steps, self.goals_completed, digest_of(reply.observation.image)))
         if reply.frames is not None:
             self.frames.append(reply.frames)
 
-    def result(self, error: str | None = None) -> EpisodeResult:
+    def result(self, error: str | None = None, *, software: str = "") -> EpisodeResult:
         """The record of the episode as it stands."""
         task, tier = task_and_tier(self.spec)
-        image = None if self.observation is None else self.observation.image
         return EpisodeResult(
             episode=play_id(self.spec, self.repeat),
             task=task,
@@ -203,7 +208,8 @@ class _Play:
             steps=self.steps,
             seconds=round(time.monotonic() - self.start, 3),
             actions=digest_of(*self.actions),
-            last_image="" if image is None else digest_of(image),
+            last_image=self.looks[-1][2] if self.looks else "",
+            software=software,
             error=error,
         )
 
@@ -232,6 +238,9 @@ class _Rollout:
         self._playing: dict[int, _Play] = {}
         self._waiting: dict[int, _Play] = {}
         """Those of them that wait for a prediction."""
+        self._software: Mapping[str, str] = {}
+        self._software_name = ""
+        """What results name it by."""
 
     def play(self, plays: Sequence[tuple[EpisodeSpec, int]]) -> None:
         pending = deque(plays)
@@ -241,7 +250,9 @@ class _Rollout:
                     self._begin(place, *pending.popleft())
             if self._worth_predicting():
                 self._predict()
-            for event in self._pool.wait():
+            events = self._pool.wait()
+            self._note_software()
+            for event in events:
                 if isinstance(event, Lost):
                     pending.extendleft(self._lose(event))
                 else:
@@ -297,16 +308,26 @@ class _Rollout:
 
     def _finish(self, place: int, error: str | None) -> None:
         play = self._playing.pop(place)
-        result = play.result(error)
+        result = play.result(error, software=self._software_name)
         if play.record and self._folder is not None and error is None:
             # Before the result, so that an episode with a result has its video even when we are killed in between.
             write_video(video_path(self._folder, play.spec.id), np.concatenate(play.frames))
         if self._folder is not None and error is None:
-            keep_actions(self._folder, result.episode, play.actions)
+            keep_actions(self._folder, result.episode, play.actions, play.looks)
         self._log.add(result)
         if play.record and self._folder is not None:
             write_index(self._folder, self._recorded, self._log.results.values())
         self._display.add(result)
+
+    def _note_software(self) -> None:
+        """Keep the versions that play; those that nobody tested are told."""
+        software = self._pool.software
+        if software and software != self._software:
+            self._software = software
+            self._software_name = fingerprint(dict(software))
+            self._display.say(unpinned(self._pool.benchmark, software))
+            if self._folder is not None:
+                keep_software(self._folder, software)
 
 
 def _check_arguments(
