@@ -1,0 +1,82 @@
+"""`vlm4vla evaluate`: score a policy once more, in another way."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm4vla.cli_common import not_negative, positive, resources_of, show_report
+
+if TYPE_CHECKING:
+    from vlm4vla.core.recipes import EvaluationRecipe
+    from vlm4vla.core.types import EpisodeResult
+
+
+def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[..., None]) -> None:
+    """`add` makes a command as the rest of the command line does, `work` gives it options of what works."""
+    made = add("evaluate", evaluate, "Score a trained policy once more, in another way.")
+    made.add_argument("run", type=Path, metavar="RUN", help="a trial's folder, or a checkpoint")
+    made.add_argument("--benchmark", help="tabletop-a, tabletop-d, tabletop-chain-d, ...")
+    made.add_argument("--look", choices=("A", "B", "C", "D"))
+    made.add_argument("--tasks", metavar="NAME,NAME", help="tasks or tiers")
+    made.add_argument("--execute", type=not_negative, metavar="N", help="actions of each chunk to carry out")
+    made.add_argument("--episodes", type=not_negative, metavar="N", help="per task")
+    made.add_argument("--seed", type=not_negative, metavar="N")
+    made.add_argument(
+        "--repeats", type=positive, metavar="N", help="plays of each episode, for heads that draw noise"
+    )
+    made.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only every N-th episode, from the I-th on (0/N)"
+    )
+    work(made)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Score a trained policy once more, in another way."""
+    from vlm4vla.studies.choices import chosen_evaluation
+    from vlm4vla.studies.execute import evaluate_again, trained_for
+    from vlm4vla.studies.runs import read_trial
+
+    folder: Path = options.run.resolve()
+    is_trial = (folder / "trial.json").exists()
+    base = read_trial(folder).evaluations if is_trial else trained_for(folder)
+    recipe = chosen_evaluation(options, base)
+    resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
+    results = evaluate_again(folder, recipe, resources)
+    out = folder.parents[1] if is_trial and folder.parent.name == "trials" else None
+    if out is not None:
+        show_report(out, title=out.name, as_json=options.json)
+        return
+    _print_episodes(recipe, results, as_json=options.json)
+
+
+def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], *, as_json: bool) -> None:
+    """Rates of an evaluation that belongs to no trial."""
+    from vlm4vla.reports.estimates import success_rate
+    from vlm4vla.reports.tables import DASH, Table, percent
+
+    rows = []
+    for task in sorted({result.task for result in results}):
+        scored = [r for r in results if r.task == task and r.error is None]
+        errors = sum(r.task == task for r in results) - len(scored)
+        rows.append((task, sum(r.success for r in scored), len(scored), errors))
+    if as_json:
+        names = ("task", "successes", "episodes", "errors")
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        return
+    cells = tuple(
+        (task, percent(success_rate(good, count)) if count else DASH, f"{good}/{count}", str(errors))
+        for task, good, count, errors in rows
+    )
+    print(Table(f"{recipe.benchmark}, look {recipe.look}", ("task", "success", "n", "errors"), cells).text())
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard: 0/8 to 7/8 are the eight of eight")
+    return int(number), int(count)
