@@ -41,7 +41,7 @@ def evaluate(
     environments: int = 8,
     workers: int = 2,
     videos: int = 0,
-    progress: bool = True,
+    progress: bool | Progress = True,
     episodes: Sequence[EpisodeSpec] | None = None,
     time_limit: float = 120.0,
     python: str | None = None,
@@ -79,14 +79,17 @@ def evaluate(
             "Set repeats to 1"
         )
     recorded = _first_of_each_task(chosen, videos)
-    number, shards = shard
-    plays = [(spec, repeat) for repeat in range(repeats) for spec in chosen][number::shards]
+    plays = plays_of(chosen, repeats=repeats, shard=shard)
     ids = [play_id(spec, repeat) for spec, repeat in plays]
     known = [play_id(spec, repeat) for repeat in range(repeats) for spec in (*listed, *chosen)]
     with EpisodeLog(folder, known, shard=shard) as log:
         missing = [play for play, name in zip(plays, ids, strict=True) if log.to_play(name)]
         done = [log.results[name] for name in ids if not log.to_play(name)]
-        display = Progress(benchmark.name, len(plays), done, shown=progress)
+        if isinstance(progress, Progress):
+            display = progress
+            display.begin(done)
+        else:
+            display = Progress(benchmark.name, len(plays), done, shown=progress)
         if missing:
             pool = Pool(
                 benchmark,
@@ -101,8 +104,17 @@ def evaluate(
                 pool.close()
         if folder is not None:
             write_index(folder, recorded, log.results.values())
-        display.finish()
+        if display is not progress:
+            display.finish()
         return [log.results[name] for name in ids]
+
+
+def plays_of(
+    episodes: Sequence[EpisodeSpec], *, repeats: int = 1, shard: tuple[int, int] = (0, 1)
+) -> list[tuple[EpisodeSpec, int]]:
+    """Every play of the shard, in order: an episode and which play of it."""
+    number, shards = shard
+    return [(spec, repeat) for repeat in range(repeats) for spec in episodes][number::shards]
 
 
 def play_id(spec: EpisodeSpec, repeat: int) -> str:

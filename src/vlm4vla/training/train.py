@@ -60,7 +60,10 @@ def train(
     identity = recipes.fingerprint(trial.policy, trial.demonstrations, recipe, source.fingerprint)
     facts = {"trial": recipes.to_json(trial), "demonstrations": [source.name, source.fingerprint]}
     checkpoints = Checkpoints(
-        folder / "checkpoints", identity=identity, provenance={**(provenance or {}), **facts}
+        folder / "checkpoints",
+        identity=identity,
+        provenance={**(provenance or {}), **facts},
+        keep_every=recipe.keep_every,
     )
     latest = latest_checkpoint(checkpoints.folder)
     state = checkpoints.read(latest) if latest else RunState()
