@@ -141,15 +141,14 @@ def why_section(found: dict[str, list[Found]]) -> Html | None:
     """The section of the page; None when nothing was measured."""
     if not found:
         return None
-    drawn = [element("div", drawing.svg(), class_="card scroll") for drawing in figures(found).values()]
-    shown = [
-        part
-        for table in tables(found)
-        for part in (
-            element("h3", table.title.partition(": ")[2]),
-            element("div", sections.plain_table(table), class_="card scroll"),
-        )
-    ]
+    shown = []
+    for name, runs in found.items():
+        shown.append(element("h3", name))
+        for drawing in figures({name: runs}).values():
+            shown.append(element("div", drawing.svg(), class_="card scroll"))
+        for table in tables({name: runs}):
+            shown.append(element("p", f"{table.title.partition(', ')[2]}:", class_="note"))
+            shown.append(element("div", sections.plain_table(table), class_="card scroll"))
     references = sorted({run.why.reference for runs in found.values() for run in runs})
     note = (
         "Similarity (linear CKA, 1: not moved) of every layer before and after training, and how far off a linear "
@@ -163,7 +162,7 @@ def why_section(found: dict[str, list[Found]]) -> Html | None:
         "says, and intervals too narrow. Policies from scratch drift from another start than pretrained ones. What "
         "goes with success need not be what brings it."
     )
-    return section("why", "Why", note, *drawn, *shown, element("p", caution, class_="note"))
+    return section("why", "Why", note, *shown, element("p", caution, class_="note"))
 
 
 def layers_table(name: str, why: Why) -> Table:
@@ -187,7 +186,7 @@ def _rows_table(name: str, runs: Sequence[Found]) -> Table:
         for kind in kinds:
             after, before = kind.values(of_row), kind.values(of_row, before=True)
             digits = 2 if kind.moved else 1
-            text = _text(over_seeds(after), digits) if after else DASH
+            text = _text(over_seeds(after, most=1.0 if kind.moved else math.inf), digits) if after else DASH
             cells.append(
                 text if kind.moved or not before else f"{over_seeds(before).value:.{digits}f} → {text}"
             )
@@ -195,7 +194,7 @@ def _rows_table(name: str, runs: Sequence[Found]) -> Table:
         rows.append((row, of_row[0].why.reference, *cells, f"{success:.1f}", str(len(of_row))))
     columns = ("row", "against", *(kind.name for kind in kinds), "success", "runs")
     return Table(
-        f"Why: {name}, drift (1 {MINUS} CKA) and errors of probes before → after training",
+        f"Why: {name}, drift (1 {MINUS} CKA) and errors of probes before → after training, with 95 % intervals",
         columns,
         tuple(rows),
     )
@@ -226,8 +225,8 @@ def _success_table(name: str, runs: Sequence[Found]) -> Table:
     return Table(f"Why: {name}, what goes with success over runs", columns, rows)
 
 
-def over_seeds(values: Sequence[Measured]) -> Measured:
-    """Their mean with Student's t interval; a single one as it is."""
+def over_seeds(values: Sequence[Measured], *, most: float = math.inf) -> Measured:
+    """Their mean with Student's t interval, cut to [0, most]; a single one as it is."""
     if len(values) == 1:
         return values[0]
     from scipy import stats
@@ -236,7 +235,7 @@ def over_seeds(values: Sequence[Measured]) -> Measured:
     error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     half = float(stats.t.isf((1 - CONFIDENCE) / 2, len(numbers) - 1)) * error
     mean = float(numbers.mean())
-    return Measured(value=mean, low=max(mean - half, 0.0), high=mean + half)
+    return Measured(value=mean, low=max(mean - half, 0.0), high=min(mean + half, most))
 
 
 def _by_row(runs: Sequence[Found]) -> Iterator[tuple[str, list[Found]]]:
