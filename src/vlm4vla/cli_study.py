@@ -159,7 +159,11 @@ def _list(options: argparse.Namespace) -> None:
     )
     columns = ("name", "in the paper", "rows", "trials", "question")
     print(Table("Studies", columns, rows).text(width=120))
-    print("\n`vlm4vla study NAME --plan` prints its rows; `--scale tabletop` the same matrix in small.")
+    print(
+        "\n`vlm4vla study NAME --plan` prints its rows. `--scale tabletop` is the same matrix in small on the\n"
+        "embedded benchmark, one seed each, some 40 minutes a trial on two idle cores: frozen parts are table-3,\n"
+        "learning rates table-5, prompts table-6, image sizes table-7."
+    )
 
 
 def _plan(made: Any, options: argparse.Namespace) -> None:
