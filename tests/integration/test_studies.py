@@ -23,7 +23,8 @@ COMMAND = [sys.executable, "-m", "vlm4vla.cli", "study", "smoke_study:make"]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
