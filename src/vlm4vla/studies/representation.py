@@ -22,6 +22,10 @@ LOOK = "D"
 SCENES = 100
 
 
+Reference = Literal["the pretrained VLM", "the tuned VLM", "its own initialisation"]
+"""What a policy was before it was trained; its query had learned nothing in any case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """A value and its 95 % interval over scenes."""
@@ -78,8 +82,7 @@ class Why:
     """A measurement of one run in one look: `why/FINGERPRINT.json` in its folder."""
 
     recipe: FramesRecipe
-    reference: Literal["the pretrained VLM", "its own initialisation"]
-    """What the policy was before it was trained; its query had learned nothing in either case."""
+    reference: Reference
     scenes: int
     layers: tuple[Layer, ...]
 

@@ -31,6 +31,7 @@ from vlm4vla.studies.representation import (
     FramesRecipe,
     Layer,
     Reading,
+    Reference,
     Why,
     compact,
     probe,
@@ -104,7 +105,10 @@ def _looks(trial: Trial) -> list[str]:
 
 def _measure(trial: Trial, folder: Path, checkpoint: Path, recipe: FramesRecipe, device: str) -> Why:
     frames = _frames(trial, folder, recipe)
-    policy = trial.policy
+    trained = VLA.from_pretrained(checkpoint)
+    policy = (
+        trained.recipe
+    )  # it names what training started from, which is a folder for a VLM that was tuned before
     start = Backbone.from_pretrained(
         policy.backbone,
         weights=policy.weights,
@@ -115,7 +119,10 @@ def _measure(trial: Trial, folder: Path, checkpoint: Path, recipe: FramesRecipe,
         seed=trial.train.seed,
     )
     before = _features(start.eval().to(device), frames.observations)
-    after = _features(VLA.from_pretrained(checkpoint).backbone.to(device), frames.observations)
+    after = _features(trained.backbone.to(device), frames.observations)
+    reference: Reference = "the tuned VLM" if trial.tuning else "the pretrained VLM"
+    if policy.weights == "random":
+        reference = "its own initialisation"
     layers = []
     for place in before:
         try:
@@ -133,7 +140,7 @@ def _measure(trial: Trial, folder: Path, checkpoint: Path, recipe: FramesRecipe,
         )
     return Why(
         recipe=recipe,
-        reference="the pretrained VLM" if policy.weights == "pretrained" else "its own initialisation",
+        reference=reference,
         scenes=len(set(frames.scenes)),
         layers=tuple(layers),
     )
