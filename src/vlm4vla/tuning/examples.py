@@ -24,7 +24,7 @@ class Drawing:
     kind: Literal["image", "depth", "segmentation"]
     """How it is scored: by its colours, as distances, as classes."""
     pixels: UInt8[ndarray, "height width 3"]
-    """RGB, square; a depth is grey."""
+    """RGB, of any shape; a depth is grey."""
     metres: tuple[float, float] = (0.0, 1.0)
     """`depth`: what black and white stand for; all that is further away is white and not scored."""
     colors: tuple[tuple[int, int, int], ...] = ()

@@ -42,7 +42,7 @@ COLORS = ((0, 0, 0), *dict.fromkeys(_PARTS.values()))
 
 
 class TabletopDrawings:
-    """A drawing of each of many scenes, the kinds in turn; a pure function of the options and a scene's number."""
+    """A drawing of each of many scenes, its kind at random; a pure function of the options and a scene's number."""
 
     draws = True
 
@@ -90,12 +90,12 @@ class TabletopDrawings:
         if not 0 <= index < self.scenes:
             raise IndexError(f"{self.name}: scene {index} of {self.scenes}")
         rng = np.random.default_rng(seed_of("tabletop", TABLETOP, "drawings", self.split, self.seed, index))
+        kind = self.kinds[int(rng.integers(len(self.kinds)))]
         scene = table(self.image_size, os.getpid())
         scene.begin(rng)
         if (goal := scene.goal(rng)) is not None:
             scene.play(goal, int(rng.integers(30)))
         pixels = scene.renderer.image()
-        kind = self.kinds[index % len(self.kinds)]
         if kind == "depth":
             drawing = Drawing("depth", _depth(scene), metres=(NEAR, FAR))
         elif kind == "segmentation":

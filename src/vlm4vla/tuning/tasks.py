@@ -170,7 +170,8 @@ TASKS: dict[str, Task] = {
         },
     ),
     "omni-generation": Task(
-        about="a diffusion model behind the VLM that draws depth and masks; neither code, data nor weights are public",
+        about="a diffusion model behind the VLM that draws depth and masks; neither code, data nor weights are "
+        "public; in small: tabletop-omni-generation",
         source="Paper 4.2, A.6",
         verified=True,
         reader="",
@@ -211,6 +212,12 @@ TASKS: dict[str, Task] = {
         source="the head of src/vlm4vla/tuning/spatial_boxes.py",
         verified=True,
         reader="vlm4vla.tuning.spatial_boxes:BoxQuestions",
+    ),
+    "drawings": Task(
+        about="your own pictures, and what is to be drawn of them: pictures, depths, classes in colors",
+        source="the head of src/vlm4vla/tuning/generation_folder.py",
+        verified=True,
+        reader="vlm4vla.tuning.generation_folder:FolderDrawings",
     ),
     "llava": Task(
         about="your own conversations: LLaVA's JSON, pictures below the folder",
