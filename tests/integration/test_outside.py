@@ -311,6 +311,14 @@ def test_code_that_breaks_is_told_with_its_place_and_goes_on_when_mended(
     assert len(list((tmp_path / "out").glob("trials/*"))) == 2, "other code is another policy"
 
 
+def test_code_may_ask_for_what_a_benchmark_does_not_show(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def policy(observations):\n    return 0\n\npolicy.needs = ('state',)\n")
+    recipe = EvaluationRecipe(benchmark="tabletop-d", episodes_per_task=1, execute=3)
+    with pytest.raises(RecipeError, match="shows no state, which the policy asks for"):
+        evaluate_outside(OutsidePolicy(address=f"{path}:policy"), recipe, RunStore(tmp_path / "out"), QUIET)
+
+
 def test_code_that_is_no_policy_is_told(code: Callable[..., str], tmp_path: Path) -> None:
     store = RunStore(tmp_path / "out")
     cases = [

@@ -24,6 +24,8 @@ class BenchmarkEntry:
     """What the name itself decides; a recipe that has such a field must agree."""
     simulator: str | None = None
     """Its name among `simulators.SIMULATORS`, where it is another's."""
+    shows: tuple[str, ...] = ()
+    """What it can show beside the third-person picture, in the factory's argument `shows`."""
     per_worker: int | None = None
     """Environments that one process can have; None: any number."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +54,7 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
             fields={name: name for name in ("tasks", "episodes_per_task", "image_size", "renderer")},
             arguments={"suite": suite},
             simulator="libero",
+            shows=("wrist_image", "state"),
             per_worker=1,
             defaults={"look": "", "renderer": "egl", "image_size": 256, "episodes_per_task": 0, "tasks": ()},
         )
@@ -92,6 +95,11 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
             f"benchmark {recipe.benchmark!r} has no choice of tasks, the recipe asks for {', '.join(recipe.tasks)}; "
             "leave tasks empty"
         )
+    for name in recipe.shows:
+        if name not in entry.shows:
+            raise RecipeError(
+                f"benchmark {recipe.benchmark!r} shows no {name.replace('_', ' ')}, which the policy asks for"
+            )
     for argument, value in entry.arguments.items():
         if getattr(recipe, argument, value) != value:
             raise RecipeError(
@@ -99,6 +107,8 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
                 f"{getattr(recipe, argument)!r}; set it to {value!r}"
             )
     chosen = {argument: getattr(recipe, name) for argument, name in entry.fields.items()}
+    if recipe.shows:
+        chosen["shows"] = recipe.shows
     benchmark: Benchmark = load(entry.factory)(**entry.arguments, **chosen)
     return benchmark
 
