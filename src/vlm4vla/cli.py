@@ -20,6 +20,7 @@ from vlm4vla.cli_data import data_sets
 from vlm4vla.cli_doctor import doctor
 from vlm4vla.cli_evaluate import add_command as add_evaluate
 from vlm4vla.cli_plan import add_command as add_plan
+from vlm4vla.cli_replay import add_command as add_replay
 from vlm4vla.cli_serve import add_command as add_serve
 from vlm4vla.cli_simulators import add_commands as add_simulators
 from vlm4vla.cli_study import add_command as add_study
@@ -396,6 +397,7 @@ def build_parser() -> argparse.ArgumentParser:
     work(made, processes=2)
 
     add_plan(add)
+    add_replay(add)
     add_simulators(add)
     add_study(add, work)
     add_tune(add)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm4vla.cli_common import not_negative, positive, resources_of, settings, show_report
+from vlm4vla.cli_sweep import sweep
 from vlm4vla.core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -30,7 +31,18 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     made.add_argument("--benchmark", help="tabletop-a, tabletop-d, tabletop-chain-d, ...")
     made.add_argument("--look", choices=("A", "B", "C", "D"))
     made.add_argument("--tasks", metavar="NAME,NAME", help="tasks or tiers")
-    made.add_argument("--execute", type=not_negative, metavar="N", help="actions of each chunk to carry out")
+    made.add_argument(
+        "--execute",
+        type=_numbers,
+        metavar="N,N",
+        help="actions of each chunk to carry out; several ways: 1,5,10",
+    )
+    made.add_argument(
+        "--checkpoints",
+        metavar="all|last|N,N",
+        help="of a trial: every one, or those of these steps (default: last)",
+    )
+    made.add_argument("--plan", action="store_true", help="print what would be played, start nothing")
     made.add_argument("--episodes", type=not_negative, metavar="N", help="per task")
     made.add_argument("--seed", type=not_negative, metavar="N")
     made.add_argument(
@@ -79,8 +91,14 @@ def evaluate(options: argparse.Namespace) -> None:
     folder: Path = Path(options.run or options.policy).resolve()
     is_trial = (folder / "trial.json").exists()
     base = read_trial(folder).evaluations if is_trial else trained_for(folder)
+    modes: tuple[int, ...] = options.execute or ()
+    options.execute = modes[0] if modes else None
     recipe = chosen_evaluation(options, base)
     resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
+    if options.plan or options.checkpoints or len(modes) > 1:
+        ways = [dataclasses.replace(recipe, execute=mode) for mode in modes or (recipe.execute,)]
+        sweep(folder, ways, resources, options)
+        return
     results = evaluate_again(folder, recipe, resources)
     out = folder.parents[1] if is_trial and folder.parent.name == "trials" else None
     if out is not None:
@@ -100,6 +118,8 @@ def _evaluate_outside(options: argparse.Namespace) -> None:
         )
     if not options.benchmark:
         raise RecipeError("--policy needs --benchmark too: nothing says what the policy was made for")
+    if options.plan or options.checkpoints:
+        raise RecipeError("--plan and --checkpoints are for policies that were trained here")
     policy = OutsidePolicy(
         address=options.policy,
         name=options.name,
@@ -110,8 +130,10 @@ def _evaluate_outside(options: argparse.Namespace) -> None:
     )
     resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]])}
-    recipe = chosen_evaluation(options, ())
-    evaluate_outside(policy, recipe, RunStore(options.out), resources, notes=notes)
+    for count in options.execute or (1,):
+        options.execute = count
+        recipe = chosen_evaluation(options, ())
+        evaluate_outside(policy, recipe, RunStore(options.out), resources, notes=notes)
     show_report(options.out, title=options.out.resolve().name, as_json=options.json)
 
 
@@ -134,6 +156,11 @@ def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], 
         for task, good, count, errors in rows
     )
     print(Table(f"{recipe.benchmark}, look {recipe.look}", ("task", "success", "n", "errors"), cells).text())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`1,5,10`."""
+    return tuple(dict.fromkeys(not_negative(part) for part in text.split(",")))
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -386,9 +386,13 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         rows = json.loads(capsys.readouterr().out)
         assert {(row["weights"], row["errors"]) for row in rows} == {("given", 0)}
         assert all(row["backbone"].startswith("pi0@") for row in rows)
-        assert cli.main(["evaluate", "--policy", "point_world:Seeker", *common, "--quiet"]) == 0
+        assert (
+            cli.main(["evaluate", "--policy", "point_world:Seeker", *common, "--execute", "1,3", "--quiet"])
+            == 0
+        )
         table = capsys.readouterr().out
         assert "pi0@" in table and "point_world:Seeker@" in table
+        assert "1 action of each chunk" in table and "3 actions of each chunk" in table
         (trial,) = [
             path.parent for path in tmp_path.glob("trials/*/trial.json") if "pi0@" in path.read_text()
         ]
@@ -397,6 +401,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             (["evaluate"], "needs one of RUN and --policy"),
             (["evaluate", "--policy", "point_world:Seeker"], "needs --benchmark"),
             (["evaluate", "--policy", "nowhere", *common], "neither a folder nor"),
+            (["evaluate", "--policy", "point_world:Seeker", *common, "--plan"], "were trained here"),
             (["evaluate", "--policy", host.address, *common, "--wire", "state"], "FIELD=VALUE"),
         ]
         for arguments, text in told:

@@ -126,3 +126,13 @@ class Benchmark(Protocol):
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """How a worker process constructs an equal benchmark: `module:callable` and its JSON keyword arguments."""
         ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A benchmark that says which packages decide what its episodes look like; they are recorded with each result."""
+
+    @property
+    def software(self) -> Mapping[str, str]:
+        """Package -> the version that its numbers are known for; empty: any."""
+        ...

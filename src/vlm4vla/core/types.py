@@ -89,6 +89,8 @@ class EpisodeResult:
     """Digest of the actions carried out: equal for equal rollouts."""
     last_image: str = ""
     """Digest of what was seen at the end."""
+    software: str = ""
+    """Which versions played it: `software/NAME.json` beside the results."""
     error: str | None = None
 
     @property
