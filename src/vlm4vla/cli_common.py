@@ -35,6 +35,13 @@ def resources_of(options: argparse.Namespace, **more: Any) -> Resources:
     return Resources(progress=not options.quiet, **given(options, "workers", "videos", "device"), **more)
 
 
+def workers(text: str) -> int:
+    """`--workers`: a number, or `auto`."""
+    from vlm4vla.studies.checks import AUTO
+
+    return AUTO if text == "auto" else not_negative(text)
+
+
 def positive(text: str) -> int:
     """An option that is at least 1."""
     value = not_negative(text)
