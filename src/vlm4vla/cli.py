@@ -21,8 +21,10 @@ from vlm4vla.cli_doctor import doctor
 from vlm4vla.cli_evaluate import add_command as add_evaluate
 from vlm4vla.cli_plan import add_command as add_plan
 from vlm4vla.cli_replay import add_command as add_replay
+from vlm4vla.cli_serve import add_command as add_serve
 from vlm4vla.cli_simulators import add_commands as add_simulators
 from vlm4vla.cli_study import add_command as add_study
+from vlm4vla.cli_tune import add_commands as add_tune
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
 from vlm4vla.core.recipes import HEADS
 
@@ -398,6 +400,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_replay(add)
     add_simulators(add)
     add_study(add, work)
+    add_tune(add)
 
     made = add("data", data_sets, "Demonstrations on disk: look at them, count them, pack them.")
     cli_data_commands(add, made)
@@ -405,6 +408,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("doctor", doctor, "What this machine has and lacks, each finding with its remedy.")
 
     add_evaluate(add, work)
+    add_serve(add)
 
     made = add(
         "report", report, "Write report.html, results.json and results.csv of a run folder; print tables."

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vlm4vla.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from vlm4vla.studies.checks import Resources
@@ -40,6 +43,14 @@ def workers(text: str) -> int:
     from vlm4vla.studies.checks import AUTO
 
     return AUTO if text == "auto" else not_negative(text)
+
+
+def settings(given: Sequence[str], option: str) -> dict[str, str]:
+    """`FIELD=VALUE` texts by field. Raises: RecipeError for one without a sign."""
+    for text in given:
+        if "=" not in text:
+            raise RecipeError(f"{option} {text!r}: write FIELD=VALUE")
+    return dict(text.partition("=")[::2] for text in given)
 
 
 def positive(text: str) -> int:

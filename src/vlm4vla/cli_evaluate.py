@@ -1,16 +1,18 @@
-"""`vlm4vla evaluate`: score a policy once more, in another way."""
+"""`vlm4vla evaluate`: score a policy once more, in another way, or one from outside."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm4vla.cli_common import not_negative, positive, resources_of, show_report
+from vlm4vla.cli_common import not_negative, positive, resources_of, settings, show_report
 from vlm4vla.cli_sweep import sweep
+from vlm4vla.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from vlm4vla.core.recipes import EvaluationRecipe
@@ -19,8 +21,13 @@ if TYPE_CHECKING:
 
 def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[..., None]) -> None:
     """`add` makes a command as the rest of the command line does, `work` gives it options of what works."""
-    made = add("evaluate", evaluate, "Score a trained policy once more, in another way.")
-    made.add_argument("run", type=Path, metavar="RUN", help="a trial's folder, or a checkpoint")
+    made = add("evaluate", evaluate, "Score a trained policy once more, in another way, or one from outside.")
+    made.add_argument("run", nargs="?", type=Path, metavar="RUN", help="a trial's folder, or a checkpoint")
+    made.add_argument(
+        "--policy",
+        metavar="FOLDER|CODE|URL",
+        help="instead of RUN; code: module:name or file.py:name; a server: ws://HOST:PORT",
+    )
     made.add_argument("--benchmark", help="tabletop-a, tabletop-d, tabletop-chain-d, ...")
     made.add_argument("--look", choices=("A", "B", "C", "D"))
     made.add_argument("--tasks", metavar="NAME,NAME", help="tasks or tiers")
@@ -45,19 +52,47 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         "--shard", type=_shard, metavar="I/N", help="only every N-th episode, from the I-th on (0/N)"
     )
     work(made)
+    outside = made.add_argument_group("policies from outside (code or a server)")
+    outside.add_argument("--out", type=Path, default=Path("runs/policies"), help="default: runs/policies")
+    outside.add_argument("--name", default="", help="what reports call it; default: its address")
+    outside.add_argument(
+        "--protocol", default="auto", metavar="NAME", help="openpi or vla-eval; default: whatever it speaks"
+    )
+    outside.add_argument(
+        "--wire",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="how things travel (docs/benchmarks.md)",
+    )
+    outside.add_argument(
+        "--timeout", type=positive, default=120, metavar="SECONDS", help="for an answer; default 120"
+    )
+    outside.add_argument(
+        "--connections",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="observations asked for at a time; default 1",
+    )
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Score a trained policy once more, in another way."""
+    """Score a policy once more, in another way."""
+    if (options.run is None) == (options.policy is None):
+        raise RecipeError("evaluate needs one of RUN and --policy")
+    modes: tuple[int, ...] = options.execute or ()
+    options.execute = modes[0] if modes else None
+    if options.run is None and not Path(options.policy).is_dir():
+        _evaluate_outside(options, modes)
+        return
     from vlm4vla.studies.choices import chosen_evaluation
     from vlm4vla.studies.execute import evaluate_again, trained_for
     from vlm4vla.studies.runs import read_trial
 
-    folder: Path = options.run.resolve()
+    folder: Path = Path(options.run or options.policy).resolve()
     is_trial = (folder / "trial.json").exists()
     base = read_trial(folder).evaluations if is_trial else trained_for(folder)
-    modes: tuple[int, ...] = options.execute or ()
-    options.execute = modes[0] if modes else None
     recipe = chosen_evaluation(options, base)
     resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
     if options.plan or options.checkpoints or len(modes) > 1:
@@ -70,6 +105,36 @@ def evaluate(options: argparse.Namespace) -> None:
         show_report(out, title=out.name, as_json=options.json)
         return
     _print_episodes(recipe, results, as_json=options.json)
+
+
+def _evaluate_outside(options: argparse.Namespace, modes: Sequence[int]) -> None:
+    from vlm4vla.studies.choices import chosen_evaluation
+    from vlm4vla.studies.outside import OutsidePolicy, evaluate_outside
+    from vlm4vla.studies.runs import RunStore
+
+    if ":" not in options.policy:
+        raise RecipeError(
+            f"--policy {options.policy}: neither a folder nor module:name, file.py:name or ws://HOST:PORT"
+        )
+    if options.checkpoints or options.plan:
+        raise RecipeError("--checkpoints and --plan are for a trial that was trained here, not for --policy")
+    if not options.benchmark:
+        raise RecipeError("--policy needs --benchmark too: nothing says what the policy was made for")
+    policy = OutsidePolicy(
+        address=options.policy,
+        name=options.name,
+        protocol=options.protocol,
+        layout=settings(options.wire, "--wire"),
+        seconds=options.timeout,
+        connections=options.connections,
+    )
+    resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
+    notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]])}
+    recipe = chosen_evaluation(options, ())
+    for mode in modes or (recipe.execute,):
+        way = dataclasses.replace(recipe, execute=mode)
+        evaluate_outside(policy, way, RunStore(options.out), resources, notes=notes)
+    show_report(options.out, title=options.out.resolve().name, as_json=options.json)
 
 
 def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], *, as_json: bool) -> None:

@@ -224,6 +224,7 @@ def _run(made: Any, options: argparse.Namespace) -> None:
 
 
 def _report(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.reports.ability import ability_tables
     from vlm4vla.reports.scores import score
     from vlm4vla.reports.study_page import main_table, write_index, write_study_report
     from vlm4vla.studies.mini import OWN_STUDIES
@@ -231,7 +232,9 @@ def _report(made: Any, options: argparse.Namespace) -> None:
 
     out = options.out / "reports"
     path = write_study_report(made, options.out, out / made.name)
-    print(main_table(score(made, options.out)).text(width=120), end="\n\n")
+    scores = score(made, options.out)
+    for table in (main_table(scores), *ability_tables(scores)):
+        print(table.text(width=120), end="\n\n")
     studies = [make(options.scale) for make in (*STUDIES.values(), *OWN_STUDIES.values())]
     write_index([*studies, *([made] if made not in studies else [])], options.out, out)
     print(f"Report: {path}\nAll studies: {out / 'index.html'}")

@@ -24,7 +24,7 @@ from vlm4vla.benchmarks.video import video_path, write_index, write_video
 from vlm4vla.benchmarks.wire import Reply, Request
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER, ActionSpec, require_same
 from vlm4vla.core.errors import RecipeError, RunError, SimulatorError
-from vlm4vla.core.interfaces import Benchmark, ChunkPredictor
+from vlm4vla.core.interfaces import Benchmark, ChunkPredictor, EpisodePredictor
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.core.types import EpisodeResult, EpisodeSpec, Observation
 
@@ -201,7 +201,8 @@ class _Play:
 
     def take(self, reply: Reply) -> None:
         """Count what a reply says."""
-        self.observation = reply.observation and replace(reply.observation, repeat=self.repeat)
+        name = play_id(self.spec, self.repeat)
+        self.observation = reply.observation and replace(reply.observation, repeat=self.repeat, episode=name)
         self.actions.append(self.chunk[: reply.steps])
         self.steps += reply.steps
         self.steps_for_goal += reply.steps
@@ -319,6 +320,7 @@ class _Rollout:
                 self._finish(place, lost.error)
             else:
                 play = self._playing.pop(place)
+                self._forget(play_id(play.spec, play.repeat), None)
                 again.append((play.spec, play.repeat))
             self._waiting.pop(place, None)
         return again
@@ -332,6 +334,7 @@ class _Rollout:
         if self._folder is not None and error is None:
             keep_actions(self._folder, result.episode, play.actions, play.looks)
         self._log.add(result)
+        self._forget(result.episode, result)
         if play.record and self._folder is not None:
             write_index(self._folder, self._recorded, self._log.results.values())
         self._display.add(result)
@@ -345,6 +348,10 @@ class _Rollout:
             self._display.say(unpinned(self._pool.benchmark, software))
             if self._folder is not None:
                 keep_software(self._folder, software)
+
+    def _forget(self, episode: str, result: EpisodeResult | None) -> None:
+        if isinstance(self._predictor, EpisodePredictor):
+            self._predictor.end_episode(episode, result)
 
 
 def _check_arguments(

@@ -23,6 +23,8 @@ class Observation:
     """Proprioception; likewise."""
     repeat: int = 0
     """Which play of the episode this is: policies that draw noise draw other noise in each."""
+    episode: str = ""
+    """Whose observation it is, as its result will be named: for policies that keep something per episode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vlm4vla.reports import account, sections, tables, videos
+from vlm4vla.reports.ability import ability_tables
 from vlm4vla.reports.estimates import Estimate
 from vlm4vla.reports.markup import Html, element, section
 from vlm4vla.reports.page import document, listed_problems
@@ -107,7 +108,8 @@ def tables_of(scores: StudyScores) -> list[Table]:
     chosen = _selection_table(scores)
     pairs = _pairs_table(scores.pairs)
     published = separable(scores.study)
-    return [*found, *(table for table in (chosen, pairs, published) if table is not None and table.rows)]
+    found += [table for table in (chosen, pairs, published) if table is not None and table.rows]
+    return [*found, *ability_tables(scores)]
 
 
 def main_table(scores: StudyScores) -> Table:

@@ -311,6 +311,10 @@ def predictor_of(
     if not is_trained(trial):
         return RandomPredictor(spec, trial.policy.horizon, seed=trial.train.seed)
     latest = _checkpoint_of(trial, folder, checkpoint)
+    if latest is None and trial.train.steps == 0:
+        raise RunError(
+            f"{folder}: its policy was not trained here: name it with --policy instead of the folder"
+        )
     if latest is None:
         raise RunError(f"{folder}: no checkpoint, so there is nothing to evaluate; train it first")
     return load_policy(latest, resources)
