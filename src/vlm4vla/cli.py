@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm4vla import __version__
-from vlm4vla.cli_common import not_negative, positive, resources_of, show_report
+from vlm4vla.cli_common import not_negative, positive, resources_of, show_report, workers
 from vlm4vla.cli_data import add_commands as cli_data_commands
 from vlm4vla.cli_data import data_sets
 from vlm4vla.cli_doctor import doctor
@@ -331,7 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
                 "--processes", type=positive, default=processes, help=f"at work (default {processes})"
             )
         made.add_argument(
-            "--workers", type=not_negative, help="processes that step environments; 0: none beside"
+            "--workers", type=workers, help="processes that step environments, or auto; 0: none beside"
         )
         made.add_argument("--videos", type=not_negative, default=videos, help=f"per task (default {videos})")
         made.add_argument("--device", help="auto, cpu or cuda (default auto)")
