@@ -2,8 +2,8 @@
 
 ready        our step over the base model with the same head, loss and optimizer, on the same ready tensors: <= 1.05
 images       our step from uint8 images over the same from ready tensors: what preprocessing on the device costs
-reference    the released code's way over ours: the whole model with all hidden states and logits, and images through
-             the Hugging Face processor one after the other
+reference    the released code's way over ours: words embedded by hand, the whole model with all hidden states and
+             logits, and images through the Hugging Face processor one after the other
 predict_ms   one chunk for one observation, image and text included
 predict_mb   the most that is alive beside the parameters while one chunk is predicted, in MB
 activations  bytes that a training step keeps for its backward pass, per sample, in MB
@@ -96,7 +96,8 @@ def measure(family: str, size: TinySize, folder: Path) -> dict[str, float]:
         def feature() -> Tensor:
             pixels = [processor(o.image, return_tensors="pt")["pixel_values"] for o in observations]
             arguments = ready | {"pixel_values": torch.cat(pixels).reshape(ready["pixel_values"].shape)}
-            output = whole(**arguments, output_hidden_states=True)
+            embedded = whole.get_input_embeddings()(arguments.pop("input_ids"))
+            output = whole(**arguments, inputs_embeds=embedded, output_hidden_states=True)
             return output.hidden_states[-1][rows, inputs.lengths - 1].unsqueeze(1)
 
         step(whole, feature)

@@ -78,6 +78,16 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], made: argparse.Arg
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; default 64")
     parser.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="default 2")
+    parser = add("questions", questions, "A picture of what a VLM can be tuned on.", into=inner)
+    parser.add_argument("task", nargs="?", metavar="TASK", help="default: list them")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="of its files, where it has any"
+    )
+    parser.add_argument("--out", type=Path, default=Path("questions.png"), help="default: questions.png")
+    parser.add_argument("--shown", type=int, default=12, metavar="N", help="conversations; default 12")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="split=test, seed=1, ..."
+    )
     parser = command("pack", pack, "Copy columns and frames into a folder that is read fastest.")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     faulty(parser)
@@ -231,6 +241,30 @@ def view(options: argparse.Namespace) -> None:
         if options.json
         else f"{options.out}\n{_told(reader, counts)}"
     )
+
+
+def questions(options: argparse.Namespace) -> None:
+    """The tasks that have a name, or a contact sheet of one."""
+    from PIL import Image
+
+    from vlm4vla.reports.tables import Table
+    from vlm4vla.tuning.sheet import question_sheet, spread
+    from vlm4vla.tuning.tasks import TASKS, open_task
+
+    if options.task is None:
+        if options.json:
+            print(json.dumps({name: dataclasses.asdict(facts) for name, facts in TASKS.items()}, indent=1))
+            return
+        rows = tuple((name, facts.about, "" if facts.verified else "partly") for name, facts in TASKS.items())
+        print(Table("What a VLM can be tuned on", ("task", "what", "guessed"), rows).text(width=120))
+        return
+    if options.shown < 1:
+        raise RecipeError(f"--shown {options.shown}: at least one conversation makes a picture")
+    given = [text.partition("=") for text in options.option]
+    source = open_task(options.task, options.folder, **{name: value for name, _, value in given})
+    Image.fromarray(question_sheet(spread(source, options.shown))).save(options.out)
+    told = {"picture": str(options.out), "conversations": len(source), "fingerprint": source.fingerprint}
+    print(json.dumps(told) if options.json else f"{options.out}\n{len(source):,} conversations")
 
 
 def pack(options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from vlm4vla.benchmarks.calvin.sequences import (
     instructions,
 )
 from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.benchmarks.replay import replay
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.benchmarks.simulators import simulator_folder
 from vlm4vla.cli import main
@@ -250,6 +251,8 @@ def test_rollouts_in_workers(tmp_path: Path) -> None:
         for workers in (0, 2)
     ]
     assert [r.error for r in results[0]] == [None, None]
+    again = replay(benchmark, tmp_path / "2", workers=2)
+    assert [(each.identical, each.difference) for each in again] == [(True, "")] * 2
     assert [(r.episode, r.actions, r.goals_completed, r.steps) for r in results[0]] == [
         (r.episode, r.actions, r.goals_completed, r.steps) for r in results[1]
     ]

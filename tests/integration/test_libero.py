@@ -15,6 +15,8 @@ import pytest
 
 from vlm4vla.benchmarks.libero.benchmark import RENDERERS, Libero
 from vlm4vla.benchmarks.libero.suites import SUITES, instruction
+from vlm4vla.benchmarks.records import kept_software
+from vlm4vla.benchmarks.replay import replay
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.benchmarks.workers import SOURCE_ROOT
@@ -101,6 +103,10 @@ def test_rollouts_in_a_worker(python: str, renderer: str, tmp_path: Path) -> Non
     )
     assert [(result.error, result.goals_completed, result.steps) for result in results] == [(None, 0, 12)] * 2
     assert results[0].actions != results[1].actions
+    again = replay(benchmark, tmp_path, workers=1, environments=1, python=python)
+    assert [(each.identical, each.difference) for each in again] == [(True, "")] * 2
+    software = kept_software(tmp_path, results[0])
+    assert {name: software[name] for name in benchmark.software} == benchmark.software
 
 
 def test_scripted_demonstrations_solve_and_are_read_as_liberos(

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlm4vla.benchmarks.records import kept_software
+from vlm4vla.benchmarks.replay import replay
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.benchmarks.simpler.benchmark import Simpler
 from vlm4vla.benchmarks.simulators import interpreter
@@ -145,6 +147,10 @@ def test_a_policy_plays_it(tmp_path: Path) -> None:
     )
     assert [(result.error, result.steps, result.success) for result in results] == [(None, 3, False)] * 2
     assert list(tmp_path.rglob("*.mp4"))
+    again = replay(benchmark, tmp_path, workers=1, environments=1, python=interpreter("simpler"))
+    assert [(each.identical, each.difference) for each in again] == [(True, "")] * 2
+    software = kept_software(tmp_path, results[0])
+    assert (software["mani_skill"], software["sapien"]) == ("3.0.1", "3.0.3")
 
 
 def test_scripted_demonstrations_train_as_bridges_do(

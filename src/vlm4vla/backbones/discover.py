@@ -75,6 +75,8 @@ def find_parts(vlm: PreTrainedModel, architecture: Architecture) -> Mapping[Part
     vision = _vision(vlm, architecture, words)
     decoder = vlm.get_decoder()
     language = {id(p) for p in decoder.parameters()} - words - vision if decoder is not None else set()
+    head = vlm.get_output_embeddings()
+    language |= {id(p) for p in head.parameters()} - words if head is not None else set()
     separate = (
         decoder is not None and decoder is not vlm and not vision & {id(p) for p in decoder.parameters()}
     )

@@ -39,6 +39,8 @@ class Architecture:
     """Name endings of layers fed with vectors of length one, for the random initialisation."""
     prompt: str | None = None
     """None: the processor's chat template, asking what the paper asks Qwen."""
+    question: str = "{image}{instruction}\n"
+    """What its processor is given for a bare question, with its own image token for `{image}`."""
     vision: tuple[str, ...] = ()
     """Prefixes of the vision part's parameters, where the model cannot tell them."""
     whole: bool = False
@@ -98,6 +100,7 @@ def _qwen(
         prompts=_QWEN_PROMPTS,
         image_token="<|image_pad|>",
         query_token="<|fim_pad|>",
+        question=_QWEN_PROMPTS["short"],
         extra_inputs=("image_grid_thw",),
         image_mean=mean,
         image_std=std,
@@ -114,6 +117,7 @@ def _paligemma(name: str, text_model_type: str, *, attention: Literal["sdpa", "e
         prompts={"long": _PALIGEMMA_PROMPT, "short": _PALIGEMMA_PROMPT},
         image_token="<image>",
         query_token="<unused0>",
+        question="{image}{instruction}",  # its processor adds <bos> and the line's end
         extra_inputs=("token_type_ids",),
         image_mean=HALF,
         image_std=HALF,
@@ -138,6 +142,7 @@ FAMILIES: dict[str, Family] = {
             prompts={"long": _KOSMOS_PROMPT, "short": _KOSMOS_PROMPT},
             image_token="<image>",
             query_token="</chunk>",
+            question="<phrase>{instruction}\n</phrase>",  # its processor puts the image before
             extra_inputs=("image_embeds_position_mask",),
             image_mean=CLIP_MEAN,
             image_std=CLIP_STD,

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
@@ -42,7 +43,7 @@ _PROCESSOR_FILES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A loaded VLM: base model without language head, tokenizer, facts."""
+    """A loaded VLM: base model without language head (or, asked for, with it), tokenizer, facts."""
 
     vlm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -63,9 +64,16 @@ def most_pixels(processor_files: Mapping[str, str]) -> int:
 
 
 def load(
-    name_or_folder: str | Path, *, weights: Literal["pretrained", "random"], seed: int, dtype: torch.dtype
+    name_or_folder: str | Path,
+    *,
+    weights: Literal["pretrained", "random"],
+    seed: int,
+    dtype: torch.dtype,
+    whole: bool = False,
 ) -> Checkpoint:
     """Load the base model; every weight must come from the checkpoint, only a language head may be left over.
+
+    `whole`: the class with the language head instead, which must be there too.
 
     Raises: BackboneError naming the checkpoint.
     """
@@ -77,11 +85,16 @@ def load(
         with quiet():
             config = AutoConfig.from_pretrained(entry.location, trust_remote_code=False)
             family = architecture_of(config, where=where)
+            if whole and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+                raise BackboneError(
+                    f"{where}: transformers has no class of {family.name} with a vocabulary head, so it can neither be "
+                    "tuned on answers nor asked; it can become a policy"
+                )
             tokenizer = AutoTokenizer.from_pretrained(entry.location, trust_remote_code=False)
             if weights == "random":
-                vlm = _random(config, family, seed=seed, dtype=dtype)
+                vlm = _random(config, family, seed=seed, dtype=dtype, whole=whole)
             else:
-                vlm = _pretrained(entry.location, config, family, dtype=dtype, where=where)
+                vlm = _pretrained(entry.location, config, family, dtype=dtype, where=where, whole=whole)
             files = processor_files(entry.location)
             patches_as_rows_(vlm)
             images_as_batch_(vlm)
@@ -159,24 +172,30 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _class_of(config: PreTrainedConfig, architecture: Architecture) -> Any:
-    """The auto class of the base model, or of the whole one where transformers maps no base."""
-    if architecture.whole or type(config) not in MODEL_MAPPING:
+def _class_of(config: PreTrainedConfig, architecture: Architecture, *, whole: bool) -> Any:
+    """The auto class of the base model, or of the whole one where transformers maps no base or it is asked for."""
+    if whole or architecture.whole or type(config) not in MODEL_MAPPING:
         return AutoModelForImageTextToText
     return AutoModel
 
 
-def _base_of(vlm: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
-    """What returns hidden states."""
-    if architecture.whole or not hasattr(vlm, "lm_head"):
+def _base_of(vlm: PreTrainedModel, architecture: Architecture, *, whole: bool) -> PreTrainedModel:
+    """What returns hidden states, unless the whole is asked for."""
+    if whole or architecture.whole or not hasattr(vlm, "lm_head"):
         return vlm
     return vlm.base_model
 
 
 def _pretrained(
-    location: str, config: PreTrainedConfig, architecture: Architecture, *, dtype: torch.dtype, where: str
+    location: str,
+    config: PreTrainedConfig,
+    architecture: Architecture,
+    *,
+    dtype: torch.dtype,
+    where: str,
+    whole: bool,
 ) -> PreTrainedModel:
-    kind = _class_of(config, architecture)
+    kind = _class_of(config, architecture, whole=whole)
     vlm, report = kind.from_pretrained(
         location,
         dtype=dtype,
@@ -187,14 +206,16 @@ def _pretrained(
     )
     # A base model's checkpoint has no head; that of a whole one is not used for anything here.
     wrong = {
-        "missing": sorted(key for key in report["missing_keys"] if kind is AutoModel or not _of_head(key)),
+        "missing": sorted(
+            key for key in report["missing_keys"] if whole or kind is AutoModel or not _of_head(key)
+        ),
         "unexpected": sorted(key for key in report["unexpected_keys"] if not _of_head(key)),
         "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
     }
     problems = [f"{len(keys)} weights {what} (first: {keys[0]})" for what, keys in wrong.items() if keys]
     if problems:
         raise BackboneError(f"{where}: the weights do not fit the config: {'; '.join(problems)}")
-    return _base_of(vlm, architecture)
+    return _base_of(vlm, architecture, whole=whole)
 
 
 def _of_head(key: str) -> bool:
@@ -202,13 +223,13 @@ def _of_head(key: str) -> bool:
 
 
 def _random(
-    config: PreTrainedConfig, architecture: Architecture, *, seed: int, dtype: torch.dtype
+    config: PreTrainedConfig, architecture: Architecture, *, seed: int, dtype: torch.dtype, whole: bool
 ) -> PreTrainedModel:
-    kind = _class_of(config, architecture)
+    kind = _class_of(config, architecture, whole=whole)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vlm = kind.from_config(config, dtype=dtype, attn_implementation=architecture.attention)
-    vlm = _base_of(vlm, architecture)
+    vlm = _base_of(vlm, architecture, whole=whole)
     if vlm.get_input_embeddings().weight.shape[-1] < NARROW:
         scaled_init_(vlm, seed=seed, unit_norm_inputs=architecture.unit_norm_inputs)
     return vlm

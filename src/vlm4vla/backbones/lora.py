@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from vlm4vla.backbones.discover import find_parts
 from vlm4vla.backbones.families import Architecture
 from vlm4vla.core.errors import RecipeError
-from vlm4vla.core.recipes import PolicyRecipe, check_lora
+from vlm4vla.core.recipes import PolicyRecipe, TuneRecipe, check_lora
 
 _ADAPTER = "default"
 _OWN = ".base_layer."
@@ -23,7 +23,7 @@ _OWN = ".base_layer."
 
 
 def add_adapters(
-    vlm: PreTrainedModel, architecture: Architecture, recipe: PolicyRecipe, *, seed: int
+    vlm: PreTrainedModel, architecture: Architecture, recipe: PolicyRecipe | TuneRecipe, *, seed: int
 ) -> None:
     """Freeze the recipe's `lora_parts` and put adapters on their linear layers, which change no output yet.
 
@@ -41,7 +41,7 @@ def add_adapters(
         layers = [name for name, layer in _linear_layers(vlm).items() if id(layer.weight) in own]
         if not layers:
             raise RecipeError(
-                f"policy.lora_parts: the {part} part of {architecture.name} has no linear layers; leave it out, "
+                f"lora_parts: the {part} part of {architecture.name} has no linear layers; leave it out, "
                 "so that it learns as a whole, or freeze it"
             )
         targets += layers

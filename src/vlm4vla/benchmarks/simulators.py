@@ -138,6 +138,12 @@ def interpreter(name: str) -> str | None:
     raise SimulatorError(f"{name} is not installed: `vlm4vla simulators install {name}`")
 
 
+def pins(name: str) -> dict[str, str]:
+    """Package -> version, of what is installed for a simulator."""
+    parted = (requirement.partition("==") for requirement in simulator(name).requirements)
+    return {package.partition("[")[0]: version for package, _, version in parted}
+
+
 def state(name: str) -> dict[str, Any]:
     """What is there of a simulator."""
     entry, folder = simulator(name), simulator_folder(name)

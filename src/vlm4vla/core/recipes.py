@@ -141,6 +141,47 @@ class TrainRecipe:
     log_every: int = 50
     validate_every: int = 500
     checkpoint_every: int = 500
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay, to be scored later; 0: the last two only, which always stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecipe:
+    """Questions and answers of one kind."""
+
+    task: str
+    """A name that `vlm4vla tune` knows, or `module:callable`, which gets folder and options and returns a source."""
+    path: str = ""
+    """The folder with its files, where it has some."""
+    options: tuple[str, ...] = ()
+    """`NAME=VALUE` each; what there is says the task."""
+    weight: float = 0.0
+    """Share of the conversations drawn, among those of all tasks; 0 for all: every conversation once an epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneRecipe:
+    """How a VLM is tuned on questions before it becomes a policy (Paper 4.2, 4.4)."""
+
+    backbone: str
+    """A registry name, a hub id or a folder."""
+    tasks: tuple[TaskRecipe, ...]
+    weights: Literal["pretrained", "random"] = "pretrained"
+    prompt: Literal["chat", "short"] = "chat"
+    """`chat`: the VLM's own chat template, where it has one; `short`: the bare question (of Qwen: Paper A.2.3, 2)."""
+    freeze: tuple[Literal["vision", "projector", "word_embedding", "language"], ...] = ()
+    """Parts that do not learn. A vocabulary head that is tied to the words belongs to them."""
+    lora_rank: int = 0
+    """0: no LoRA. Else as in `PolicyRecipe`; the result has it merged in."""
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_parts: tuple[Literal["vision", "projector", "language"], ...] = ("language",)
+    held_out: float = 0.05
+    """Share of every task's conversations that are scored and never trained on."""
+    train: TrainRecipe = TrainRecipe(
+        steps=2000, batch_size=64, learning_rate=1e-5, warmup_steps=60, schedule="cosine"
+    )
+    """The paper tells nothing of these numbers. Fields about actions must stay at their defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +212,8 @@ class Trial:
     demonstrations: DemonstrationRecipe
     train: TrainRecipe
     evaluations: tuple[EvaluationRecipe, ...]
+    tuning: TuneRecipe | None = None
+    """How the policy's VLM is tuned before; its backbone is the policy's."""
 
 
 def rate_factors(recipe: TrainRecipe) -> dict[str, float]:
@@ -227,30 +270,54 @@ def check_policy(recipe: PolicyRecipe) -> None:
     check_lora(recipe)
 
 
-def check_lora(recipe: PolicyRecipe) -> None:
+def check_lora(recipe: PolicyRecipe | TuneRecipe) -> None:
     """Raises: RecipeError for LoRA settings out of range or against `freeze`, and where peft is not installed."""
+    where = "policy" if isinstance(recipe, PolicyRecipe) else "tune"
     rank, alpha, dropout = recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout
     if rank < 0:
-        raise RecipeError(f"policy.lora_rank must not be negative, but is {rank}; 0 means no LoRA")
+        raise RecipeError(f"{where}.lora_rank must not be negative, but is {rank}; 0 means no LoRA")
     if alpha is not None and not 0 < alpha < math.inf:
-        raise RecipeError(f"policy.lora_alpha must be positive, not {alpha}")
+        raise RecipeError(f"{where}.lora_alpha must be positive, not {alpha}")
     if not 0 <= dropout < 1:
-        raise RecipeError(f"policy.lora_dropout must be at least 0 and below 1, not {dropout}")
+        raise RecipeError(f"{where}.lora_dropout must be at least 0 and below 1, not {dropout}")
     if rank == 0:
         if alpha is not None or dropout:
             raise RecipeError(
-                "policy.lora_alpha and policy.lora_dropout do nothing without policy.lora_rank; set it too"
+                f"{where}.lora_alpha and {where}.lora_dropout do nothing without {where}.lora_rank; set it too"
             )
         return
     frozen = {*recipe.freeze, *(("vision", "projector") if "released_vision" in recipe.freeze else ())}
     both = [part for part in recipe.lora_parts if part in frozen]
     if both or not recipe.lora_parts:
         raise RecipeError(
-            f"policy.lora_parts: {', '.join(both) or 'no part'} {'is frozen' if both else 'is named'}, so that nothing "
-            "would learn there; change it or policy.freeze (LoRA keeps a part's own weights by itself)"
+            f"{where}.lora_parts: {', '.join(both) or 'no part'} {'is frozen' if both else 'is named'}, so that "
+            f"nothing would learn there; change it or {where}.freeze (LoRA keeps a part's own weights by itself)"
         )
     if importlib.util.find_spec("peft") is None:
-        raise RecipeError("policy.lora_rank: LoRA needs the package peft; pip install 'vlm4vla[lora]'")
+        raise RecipeError(f"{where}.lora_rank: LoRA needs the package peft; pip install 'vlm4vla[lora]'")
+
+
+def check_tune(recipe: TuneRecipe, *, processes: int = 1) -> None:
+    """Raises: RecipeError naming a field that nothing can be tuned with."""
+    if not recipe.tasks:
+        raise RecipeError("tune.tasks: name at least one task")
+    weighted = [task.weight for task in recipe.tasks if task.weight]
+    if weighted and (len(weighted) < len(recipe.tasks) or not all(0 < w < math.inf for w in weighted)):
+        raise RecipeError("tune.tasks: give every task a positive weight, or none")
+    if not 0 <= recipe.held_out < 1:
+        raise RecipeError(f"tune.held_out must be at least 0 and below 1, not {recipe.held_out}")
+    learning = {"vision", "projector", "word_embedding", "language"} - set(recipe.freeze)
+    if not learning:
+        raise RecipeError("tune.freeze: every part is frozen, so that nothing would learn")
+    default = TrainRecipe()
+    for name in ("pose_weight", "gripper_weight", "huber_delta", "augmentation"):
+        if getattr(recipe.train, name) != getattr(default, name):
+            raise RecipeError(f"tune.train.{name}: answers have no such thing; leave it at its default")
+    for text in recipe.train.part_rates:
+        if text.partition("=")[0] not in ("vision", "projector", "word_embedding", "language"):
+            raise RecipeError(f"tune.train.part_rates {text!r}: a VLM has no such part")
+    check_lora(recipe)
+    check_train(recipe.train, processes=processes)
 
 
 def check_train(recipe: TrainRecipe, *, processes: int = 1) -> None:
@@ -260,7 +327,7 @@ def check_train(recipe: TrainRecipe, *, processes: int = 1) -> None:
     for name in positive:
         if not 0 < getattr(recipe, name) < math.inf:
             raise RecipeError(f"train.{name} must be positive, not {getattr(recipe, name)}")
-    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "clip_norm", "seed"):
+    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "clip_norm", "keep_every", "seed"):
         if not 0 <= getattr(recipe, name) < math.inf:
             raise RecipeError(f"train.{name} must not be negative, but is {getattr(recipe, name)}")
     rate_factors(recipe)

@@ -35,6 +35,7 @@ from vlm4vla.core.normalization import Normalization
 from vlm4vla.core.recipes import PolicyRecipe
 from vlm4vla.core.types import Observation
 from vlm4vla.policies.heads import ActionHead, Features, LossWeights
+from vlm4vla.policies.learner import Learner
 from vlm4vla.policies.registry import make_head
 
 FORMAT = 1
@@ -45,7 +46,7 @@ _VLM = "backbone.vlm."
 _HEAD = "head"
 
 
-class VLA(nn.Module):
+class VLA(Learner):
     """A policy: observations to normalised action chunks."""
 
     def __init__(

@@ -108,11 +108,9 @@ def facts_of(trial: Trial) -> dict[str, Any]:
     """What a trial's result depends on beside its recipe: the demonstrations' and the backbone's content."""
     if not is_trained(trial):
         return {"demonstrations": None, "backbone": None}
-    location = resolve(trial.policy.backbone).location
-    folder = Path(location).expanduser()
     return {
         "demonstrations": maker_of(trial.demonstrations).demonstrations_fingerprint(trial.demonstrations),
-        "backbone": _digest(folder) if folder.is_dir() else location,
+        "backbone": digest_of(trial.policy.backbone),
     }
 
 
@@ -123,6 +121,13 @@ def maker_of(recipe: DemonstrationRecipe) -> ModuleType:
     from vlm4vla.benchmarks.tabletop import generate
 
     return generate
+
+
+def digest_of(backbone: str) -> str:
+    """Of the content of a backbone's folder; of one on the hub, its address."""
+    location = resolve(backbone).location
+    folder = Path(location).expanduser()
+    return _digest(folder) if folder.is_dir() else location
 
 
 def _digest(folder: Path) -> str:

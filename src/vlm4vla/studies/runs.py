@@ -1,4 +1,5 @@
-"""Run folders: a trial's own is named by the fingerprint of its recipe, so the same recipe finds it and continues.
+"""Run folders: a trial's or a tuning's own is named by the fingerprint of its recipe, so the same recipe finds it and
+continues.
 
 The layout is described in docs/conventions.md. Everything is written whole or not at all.
 """
@@ -20,13 +21,16 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 from vlm4vla import __version__
+from vlm4vla.benchmarks.software import processor
 from vlm4vla.core.errors import RecipeError, RunError
-from vlm4vla.core.recipes import Trial, fingerprint, from_json, to_json
+from vlm4vla.core.recipes import Trial, TuneRecipe, fingerprint, from_json, to_json
+from vlm4vla.studies.energy import EnergyMeter
 
 Phase = Literal["demonstrations", "train", "evaluate"]
+Recipe = TypeVar("Recipe", Trial, TuneRecipe)
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "mujoco")
 _OPTIONAL = ("peft",)
 _SOFTWARE = ("versions", "commit", "dirty")
@@ -45,6 +49,15 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Joules:
+    """What the machine spent by phase, over all resumes, as `studies.energy` reads it."""
+
+    demonstrations: float = 0.0
+    train: float = 0.0
+    evaluate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """How far a trial is: status.json."""
 
@@ -56,6 +69,8 @@ class Status:
     """How many its evaluations have in all; 0 before they are listed."""
     error: str | None = None
     seconds: Seconds = Seconds()
+    joules: Joules | None = None
+    """None where they could not be read for all of these seconds."""
 
 
 class TrialRun:
@@ -87,11 +102,18 @@ class TrialRun:
         """Time spent inside counts for this phase, also when it ends in an error."""
         self.update(phase=name)
         start, before = time.monotonic(), getattr(self.status.seconds, name)
+        metered = Joules() if self.status.seconds == Seconds() else self.status.joules
+        meter = EnergyMeter()
         try:
-            yield
+            with meter:
+                yield
         finally:
             spent = round(before + time.monotonic() - start, 3)
-            self.update(seconds=dataclasses.replace(self.status.seconds, **{name: spent}))
+            joules = None
+            if metered is not None and meter.joules is not None:
+                whole = round(getattr(metered, name) + meter.joules, 1)
+                joules = dataclasses.replace(metered, **{name: whole})
+            self.update(seconds=dataclasses.replace(self.status.seconds, **{name: spent}), joules=joules)
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the status."""
@@ -115,9 +137,10 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
 
-    def folder(self, trial: Trial) -> Path:
-        """A trial's folder."""
-        return self.root / "trials" / fingerprint(trial)
+    def folder(self, recipe: Trial | TuneRecipe) -> Path:
+        """A trial's folder, or a tuning's."""
+        kind = "trials" if isinstance(recipe, Trial) else "tunings"
+        return self.root / kind / fingerprint(recipe)
 
     def demonstrations(self, identity: str) -> Path:
         """Where demonstrations with this fingerprint are packed."""
@@ -125,17 +148,19 @@ class RunStore:
 
     @contextmanager
     def open(
-        self, trial: Trial, *, facts: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+        self, recipe: Trial | TuneRecipe, *, facts: Mapping[str, Any], notes: Mapping[str, Any] | None = None
     ) -> Iterator[TrialRun]:
-        """Lock a trial's folder, made if it is new, for work.
+        """Lock a trial's or a tuning's folder, made if it is new, for work.
 
         `facts` are what the result depends on beside the recipe and must stay the same; `notes` are recorded with
         them when the folder is new. Raises: RunError when another process works on it, when its recipe or the facts
         are others.
         """
-        folder = self.folder(trial)
-        with locked(folder / ".lock", what=f"the trial {trial.name!r}") as lock:
-            _keep_recipe(folder / "trial.json", trial)
+        folder = self.folder(recipe)
+        trial = isinstance(recipe, Trial)
+        what = f"the trial {recipe.name!r}" if isinstance(recipe, Trial) else "this tuning"
+        with locked(folder / ".lock", what=what) as lock:
+            _keep_recipe(folder / ("trial.json" if trial else "tuning.json"), recipe)
             _keep_provenance(folder / "provenance.json", facts, notes or {})
             with TrialRun(folder, lock, facts) as run:
                 yield run
@@ -185,11 +210,12 @@ def read_status(folder: Path) -> Status | None:
 
 def read_trial(folder: Path) -> Trial:
     """The recipe of a trial's folder. Raises: RunError when it is missing or damaged."""
-    path = folder / "trial.json"
-    try:
-        return from_json(Trial, read_json(path), where=str(path))
-    except RecipeError as error:
-        raise RunError(f"{error}. It was written by another version, or damaged.") from error
+    return _read_recipe(folder / "trial.json", Trial)
+
+
+def read_tuning(folder: Path) -> TuneRecipe:
+    """The recipe of a tuning's folder. Raises: RunError when it is missing or damaged."""
+    return _read_recipe(folder / "tuning.json", TuneRecipe)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -225,21 +251,30 @@ def provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "platform": platform.platform(),
-        "machine": _processor(),
+        "machine": processor(),
         "cpus": os.cpu_count(),
         **facts,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _keep_recipe(path: Path, trial: Trial) -> None:
+def _keep_recipe(path: Path, recipe: Trial | TuneRecipe) -> None:
     if not path.exists():
-        write_json(path, to_json(trial))
-    elif read_trial(path.parent) != trial:
+        write_json(path, to_json(recipe))
+    elif (
+        _read_recipe(path, Trial) if isinstance(recipe, Trial) else _read_recipe(path, TuneRecipe)
+    ) != recipe:
         raise RunError(
             f"{path}: holds another recipe than its folder's name says; it was changed by hand. "
             "Restore it, or delete the folder and start again."
         )
+
+
+def _read_recipe(path: Path, kind: type[Recipe]) -> Recipe:
+    try:
+        return from_json(kind, read_json(path), where=str(path))
+    except RecipeError as error:
+        raise RunError(f"{error}. It was written by another version, or damaged.") from error
 
 
 def _keep_provenance(path: Path, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
@@ -251,8 +286,8 @@ def _keep_provenance(path: Path, facts: Mapping[str, Any], notes: Mapping[str, A
     if changed:
         described = ", ".join(f"{name} {kept.get(name)} then, {facts[name]} now" for name in changed)
         raise RunError(
-            f"{path.parent}: this trial was begun with something else ({described}). "
-            "Choose another --out folder, or delete this trial to begin it again."
+            f"{path.parent}: this was begun with something else ({described}). "
+            "Choose another --out folder, or delete this one to begin it again."
         )
 
 
@@ -270,13 +305,3 @@ def _checkout() -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "src"))
     except (OSError, subprocess.CalledProcessError):  # no git here, or it does not trust the folder
         return None, None
-
-
-def _processor() -> str:
-    """The processor's name, e.g. `AMD EPYC 7763`."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

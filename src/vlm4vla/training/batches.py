@@ -21,6 +21,7 @@ from vlm4vla.demonstrations.chunks import ChunkDataset
 from vlm4vla.demonstrations.order import Order
 from vlm4vla.policies.vla import VLA
 from vlm4vla.training import augmentation
+from vlm4vla.training.loop import Stream
 
 Item = TypeVar("Item")
 Change = Callable[[UInt8[Tensor, "batch height width 3"]], UInt8[Tensor, "batch side side 3"]]
@@ -58,7 +59,7 @@ class Batch:
     """Of the whole global batch: what its loss is a mean over, however it is split."""
 
 
-class Batches:
+class Batches(Stream[Batch]):
     """Makes the batches of a training."""
 
     def __init__(

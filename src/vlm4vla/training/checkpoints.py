@@ -1,7 +1,7 @@
 """Checkpoints: self-contained policy folders that a training can go on from exactly.
 
     checkpoints/latest             the name of the newest one
-    checkpoints/step-000500/       a policy folder (`VLA.save`), and beside it
+    checkpoints/step-000500/       a policy folder (`Learner.save`), and beside it
         training_state/
             optimizer.safetensors  AdamW's moments, by parameter name, whole however many processes wrote them
             state.json             RunState, what is trained on what, sha256 of the other file
@@ -26,13 +26,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm4vla.core.errors import RunError
-from vlm4vla.policies.vla import VLA
+from vlm4vla.policies.learner import Learner
 from vlm4vla.training.distributed import Processes
 from vlm4vla.training.progress import RunState
 
 FORMAT = 1
 KEPT = 2
-"""How many checkpoints stay; older ones are deleted."""
+"""How many checkpoints stay to be continued from; older ones are deleted, or keep their policy alone."""
 _STATE = "training_state"
 
 
@@ -41,29 +41,42 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(_oldest_first(folder)), None)
 
 
+def step_of(checkpoint: Path) -> int:
+    """After how many steps it was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 class Checkpoints:
     """The checkpoints of one training."""
 
-    def __init__(self, folder: Path, *, identity: str, provenance: Mapping[str, Any]) -> None:
-        """`identity` says what is trained on what: a checkpoint with another one is refused."""
+    def __init__(
+        self, folder: Path, *, identity: str, provenance: Mapping[str, Any], keep_every: int = 0
+    ) -> None:
+        """`identity` says what is trained on what: a checkpoint with another one is refused.
+
+        Of every `keep_every` steps the policy stays, without what continuing needs; 0: of none.
+        """
         self.folder, self._identity, self._provenance = folder, identity, provenance
+        self._keep_every = keep_every
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is."""
         return self.folder / f"step-{step:06d}"
 
-    def save(self, vla: VLA, optimizer: torch.optim.Optimizer, state: RunState, processes: Processes) -> Path:
+    def save(
+        self, learner: Learner, optimizer: torch.optim.Optimizer, state: RunState, processes: Processes
+    ) -> Path:
         """Write a checkpoint and delete the oldest. Every process must call it; the main one writes."""
         target = self.path(state.step)
-        processes.settle(vla)
-        moments = _moments(vla, optimizer, processes)
+        processes.settle(learner)
+        moments = _moments(learner, optimizer, processes)
         weights = {}
-        for name, tensor in vla.state_dict().items():
+        for name, tensor in learner.state_dict().items():
             whole = processes.whole(tensor)  # every process takes part in putting it together
             if processes.is_main:
                 weights[name] = whole.detach().cpu()
         if processes.is_main:
-            self._write(target, vla, weights, moments, state)
+            self._write(target, learner, weights, moments, state)
         processes.barrier()
         return target
 
@@ -92,14 +105,16 @@ class Checkpoints:
             raise RunError(f"{file}: damaged (its content is not what was written). {how_to_go_on(path)}")
         return state
 
-    def restore(self, path: Path, vla: VLA, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
-        """Bring the optimizer to where it was; the VLA is loaded from `path` itself."""
+    def restore(
+        self, path: Path, learner: Learner, optimizer: torch.optim.Optimizer, processes: Processes
+    ) -> None:
+        """Bring the optimizer to where it was; the learner is loaded from `path` itself."""
         with safe_open(path / _STATE / "optimizer.safetensors", framework="pt") as tensors:
             kinds: dict[str, list[str]] = {}
             for key in tensors.keys():  # noqa: SIM118
                 kind, name = key.split("/", 1)
                 kinds.setdefault(name, []).append(kind)
-            for name, parameter in vla.named_parameters():
+            for name, parameter in learner.named_parameters():
                 for kind in kinds.get(name, ()):
                     value = tensors.get_tensor(f"{kind}/{name}")
                     same_shape = value.shape == parameter.shape
@@ -110,7 +125,7 @@ class Checkpoints:
     def _write(
         self,
         target: Path,
-        vla: VLA,
+        learner: Learner,
         weights: Mapping[str, Tensor],
         moments: Mapping[str, Tensor],
         state: RunState,
@@ -118,7 +133,7 @@ class Checkpoints:
         for leftover in self.folder.glob(".*partial*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         partial = self.folder / f".{target.name}.partial"
-        vla.save(partial, provenance={**self._provenance, "step": state.step}, state=weights)
+        learner.save(partial, provenance={**self._provenance, "step": state.step}, state=weights)
         (partial / _STATE).mkdir()
         file = partial / _STATE / "optimizer.safetensors"
         save_file(dict(moments), file)
@@ -135,25 +150,25 @@ class Checkpoints:
         pointer.write_text(target.name + "\n", encoding="utf-8")
         pointer.replace(self.folder / "latest")
         for old in _oldest_first(self.folder)[:-KEPT]:
-            shutil.rmtree(old)
+            kept = self._keep_every and step_of(old) % self._keep_every == 0
+            shutil.rmtree(old / _STATE if kept else old, ignore_errors=bool(kept))
 
 
 def how_to_go_on(path: Path) -> str:
     """What to do about a damaged checkpoint."""
-    others = [other for other in _oldest_first(path.parent) if other != path]
+    others = [other for other in _oldest_first(path.parent) if other != path and (other / _STATE).is_dir()]
     then = f"go on from {others[-1].name}" if others else "start again"
     return f"Delete {path} and run the same command again to {then}."
 
 
 def _oldest_first(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("step-*") if path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=step_of)
 
 
-def _moments(vla: VLA, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Tensor]:
+def _moments(learner: Learner, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Tensor]:
     """Everything AdamW remembers, by `kind/parameter name`; empty in all but the main process."""
     moments = {}
-    for name, parameter in vla.named_parameters():
+    for name, parameter in learner.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
             whole = processes.whole(value)
             if processes.is_main:

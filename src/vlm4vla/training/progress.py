@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vlm4vla.core.errors import RunError
-from vlm4vla.core.recipes import Trial, to_json
+from vlm4vla.core.recipes import TrainRecipe
 from vlm4vla.training.mirrors import open_mirrors
 from vlm4vla.training.optimization import REMEMBERED
 
@@ -135,20 +135,25 @@ class TrainingLog:
 
     def __init__(
         self,
-        trial: Trial,
+        recipe: TrainRecipe,
         folder: Path,
         state: RunState,
         *,
+        name: str,
+        config: Mapping[str, Any],
         enabled: bool,
         progress: bool,
         mirrors: Sequence[str] = (),
     ) -> None:
-        """`enabled`: false in all processes but the main one, whose metrics continue from `state`."""
-        self._steps, self._batch_size = trial.train.steps, trial.train.batch_size
+        """`enabled`: false in all processes but the main one, whose metrics continue from `state`.
+
+        `name` and `config`: what mirrors are told.
+        """
+        self._steps, self._batch_size = recipe.steps, recipe.batch_size
         self._metrics = MetricsLog(folder / "metrics.jsonl") if enabled else None
         self._line = ProgressLine() if enabled and progress else None
         names = mirrors if enabled else ()
-        self._mirrors = open_mirrors(names, folder, name=trial.name, config=to_json(trial))
+        self._mirrors = open_mirrors(names, folder, name=name, config=config)
         self._held_out: float | None = None
         self._started, self._start = state.step, time.monotonic()
         if self._metrics:

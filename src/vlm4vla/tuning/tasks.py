@@ -56,6 +56,17 @@ _GENERAL = 360_000
 """Pairs in VQA-Mix (Paper A.6). How the embodied ones share their part is not told: evenly, here."""
 
 
+def _tabletop(kind: str, about: str) -> dict[str, Task]:
+    made = Task(
+        about=about,
+        source="Paper A.6, the example of that name",
+        verified=True,
+        reader="vlm4vla.tuning.spatial_tabletop:TabletopSpatial",
+        options={"kind": kind},
+    )
+    return {f"tabletop-{kind}": made}
+
+
 TASKS: dict[str, Task] = {
     "robopoint": Task(
         about="pointing, 1.432 million conversations; coordinates in 0..1",
@@ -163,6 +174,30 @@ TASKS: dict[str, Task] = {
         source="Paper 4.2, A.6",
         verified=True,
         reader="",
+    ),
+    **_tabletop("robopoint", "points on a thing that is named, or beside one with a red border"),
+    **_tabletop("vica", "distances, widths, heights, openings and counts, as numbers"),
+    **_tabletop("bridgevqa", "which of two things is further left, nearer or wider"),
+    **_tabletop("robo2vlm", "where the gripper moves next among coloured arrows; whether a task is done"),
+    **_tabletop(
+        "robobrain2", "the gripper's path for an instruction; points on things; the next of two steps"
+    ),
+    **_tabletop("general", "what is there and what it looks like, nothing of where"),
+    "tabletop-vqa-mix": Task(
+        about="tabletop-vica, -bridgevqa and -robopoint to tabletop-general in the paper's proportions",
+        source="Paper A.6",
+        verified=True,
+        reader="",
+        parts={
+            **dict.fromkeys(("tabletop-vica", "tabletop-bridgevqa", "tabletop-robopoint"), _EMBODIED // 3),
+            "tabletop-general": _GENERAL,
+        },
+    ),
+    "boxes": Task(
+        about="your own pictures: spatial questions made from boxes and depths in a small JSON file",
+        source="the head of src/vlm4vla/tuning/spatial_boxes.py",
+        verified=True,
+        reader="vlm4vla.tuning.spatial_boxes:BoxQuestions",
     ),
     "llava": Task(
         about="your own conversations: LLaVA's JSON, pictures below the folder",

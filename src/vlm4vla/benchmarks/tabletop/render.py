@@ -282,6 +282,11 @@ def project(points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 
     return np.stack([(x + 1) / 2, (1 - y) / 2], axis=-1)
 
 
+def camera_distance(points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
+    """Metres from the camera to points of the scene."""
+    return np.asarray(np.linalg.norm(np.asarray(points) - _CAMERA_POSITION, axis=-1))
+
+
 def _camera_axes() -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     forward = _CAMERA_TARGET - _CAMERA_POSITION
     forward = forward / np.linalg.norm(forward)

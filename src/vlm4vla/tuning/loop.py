@@ -1,0 +1,183 @@
+"""Tuning a VLM on questions: what `training.loop` is given. The loss is on answers alone (Paper 4.2, 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from vlm4vla.core import recipes
+from vlm4vla.core.errors import DataError
+from vlm4vla.core.recipes import TuneRecipe
+from vlm4vla.demonstrations.order import Order
+from vlm4vla.training import loop
+from vlm4vla.training.batches import ahead
+from vlm4vla.training.checkpoints import latest_checkpoint
+from vlm4vla.training.distributed import Processes, Sharding
+from vlm4vla.tuning.answering import AnsweringVLM
+from vlm4vla.tuning.collate import Asked, ConversationEncoder, collate
+from vlm4vla.tuning.examples import ConversationSource
+from vlm4vla.tuning.mixture import CHECKED, Mixture, Part, WordSource, open_source
+
+HELD_OUT_CONVERSATIONS = 256
+"""The held-out loss is measured on so many, the same ones every time."""
+RESULT = "vlm"
+"""The tuned VLM's folder, inside that of its tuning."""
+
+Batch = list[Asked]
+"""This process's share of a global batch, in micro-batches."""
+
+
+def tune(
+    recipe: TuneRecipe,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+    provenance: Mapping[str, Any] | None = None,
+    stop_after: int | None = None,
+    mirrors: Sequence[str] = (),
+    sharding: Sharding = "auto",
+) -> Path:
+    """Tune a VLM and return the folder of its last checkpoint; `finish` makes the result of it. See `loop.run`."""
+    recipes.check_tune(recipe)
+    task = TuneTask(recipe, [open_source(part) for part in recipe.tasks])
+    if latest_checkpoint(folder / "checkpoints") is None:
+        task.examine()
+    facts = {"tuning": task.config, "tasks": [[s.name, s.fingerprint] for s in task.mixture.sources]}
+    return loop.run(
+        task,
+        folder,
+        device=device,
+        progress=progress,
+        provenance={**(provenance or {}), **facts},
+        stop_after=stop_after,
+        mirrors=mirrors,
+        sharding=sharding,
+    )
+
+
+def finish(recipe: TuneRecipe, checkpoint: Path, folder: Path, *, provenance: Mapping[str, Any]) -> Path:
+    """Write the tuned VLM as an ordinary Hugging Face folder, LoRA merged in, and return it."""
+    result = folder / RESULT
+    if not result.exists():
+        tuned = AnsweringVLM.from_checkpoint(checkpoint, recipe)
+        making = folder / f".{RESULT}.making"
+        tuned.save(making, provenance={**provenance, "tuning": recipes.to_json(recipe)}, merge=True)
+        for source in (open_source(task) for task in recipe.tasks):
+            if isinstance(source, WordSource):
+                source.save(making)
+        making.rename(result)
+    return result
+
+
+class TuneTask(loop.Task[AnsweringVLM, Batch]):
+    """A VLM on a mixture of tasks."""
+
+    terms: ClassVar[tuple[str, ...]] = ("loss", "right")
+    """Mean cross-entropy of answer tokens, and the share of them that are the likeliest ones."""
+    advice: ClassVar[str] = "the answers"
+
+    def __init__(self, recipe: TuneRecipe, sources: Sequence[ConversationSource]) -> None:
+        self.tuning, self.recipe = recipe, recipe.train
+        self.name = f"{Path(recipe.backbone).name} tuned on {', '.join(source.name for source in sources)}"
+        self.config = recipes.to_json(recipe)
+        self.identity = recipes.fingerprint(recipe, [source.fingerprint for source in sources])
+        self.mixture = Mixture(recipe.tasks, sources)
+        self.train_on, self.held_out = self.mixture.split(held_out=recipe.held_out, seed=recipe.train.seed)
+
+    def examine(self) -> None:
+        """Read up to `CHECKED` conversations as the training will. Raises: DataError for the first that is wrong."""
+        vlm = AnsweringVLM.from_recipe(self.tuning, words=self.mixture.words, tail=self.mixture.tail)
+        for index in self.train_on.spread(CHECKED):
+            vlm.encoder(self.train_on[index])
+
+    def begin(self) -> AnsweringVLM:
+        """The recipe's VLM."""
+        return AnsweringVLM.from_recipe(self.tuning, words=self.mixture.words, tail=self.mixture.tail)
+
+    def resume(self, checkpoint: Path) -> AnsweringVLM:
+        """A checkpoint's."""
+        return AnsweringVLM.from_checkpoint(checkpoint, self.tuning)
+
+    def batches(self, learner: AnsweringVLM, processes: Processes) -> tuple[TuneBatches, Batch | None]:
+        """Of the training conversations, and of the held-out ones."""
+        made = TuneBatches(self.train_on, self.mixture.weights, learner.encoder, self.recipe, processes)
+        return made, made.held_out(self.held_out) if len(self.held_out) else None
+
+    def losses(
+        self, learner: AnsweringVLM, batch: Batch, processes: Processes, *, backward: bool
+    ) -> Float[Tensor, " terms"]:
+        """Means over the answer tokens of the global batch."""
+        counts = torch.zeros(2, processes.world, device=processes.device)
+        counts[:, processes.rank] = torch.tensor([sum(micro.count for micro in batch), len(batch)])
+        # Sharded processes go through their layers together, so those with fewer micro-batches repeat one, unasked.
+        counts = processes.average(counts) * processes.world
+        count = counts[0].mean()
+        if count == 0:
+            raise DataError("a batch without a single answer token; are the answers empty?")
+        again = [replace(batch[0], targets=torch.full_like(batch[0].targets, -1))]
+        total = torch.zeros(2, device=processes.device)
+        for micro_batch in [*batch, *again * (int(counts[1].max()) - len(batch))]:
+            micro = micro_batch.to(processes.device)
+            targets = micro.targets[micro.targets >= 0]
+            bf16 = self.recipe.precision == "bf16"
+            with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
+                logits = learner(micro).float()
+                # Losses of micro-batches add up, those of processes are averaged.
+                loss = functional.cross_entropy(logits, targets, reduction="sum") / count
+            if backward:
+                loss.backward()  # type: ignore[no-untyped-call]
+            right = (logits.detach().argmax(-1) == targets).sum() / count
+            total += torch.stack([loss.detach(), right])
+        return processes.average(total)
+
+
+class TuneBatches(loop.Stream[Batch]):
+    """Makes the batches of a tuning."""
+
+    def __init__(
+        self,
+        part: Part,
+        weights: Sequence[float],
+        encoder: ConversationEncoder,
+        recipe: recipes.TrainRecipe,
+        processes: Processes,
+    ) -> None:
+        self._part, self._encoder, self._recipe = part, encoder, recipe
+        self._rank, self._world = processes.rank, processes.world
+        self._size = recipe.micro_batch_size or recipes.share_of(recipe.batch_size, processes.world)
+        self._order = Order(recipe.seed, part.counts, weights)
+
+    def training(self, steps: Iterable[int]) -> Generator[Batch, None, None]:
+        """One batch per step."""
+        return ahead(self._training, steps)
+
+    def held_out(self, part: Part) -> Batch:
+        """A fixed, evenly spread subset of held-out conversations."""
+        chosen = list(part.spread(HELD_OUT_CONVERSATIONS))
+        mine = chosen[self._rank :: self._world] or chosen[:1]
+        return self._encoded(part, mine)
+
+    def _training(self, step: int) -> Batch:
+        size = self._recipe.batch_size
+        _, mine = self._order.batch(step=step, batch_size=size, rank=self._rank, world=self._world)
+        return self._encoded(self._part, mine)
+
+    def _encoded(self, part: Part, indices: Sequence[int] | Int64[np.ndarray, " share"]) -> Batch:
+        made = []
+        for start in range(0, len(indices), self._size):
+            rows = [
+                row
+                for index in indices[start : start + self._size]
+                for row in self._encoder(part[int(index)])
+            ]
+            made += collate(rows, pad_id=self._encoder.pad_id)
+        return made

@@ -1,0 +1,117 @@
+"""`vlm4vla tune` and `vlm4vla score` as their users run them: to the end, again, killed, and with bad input."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_questions
+import tiny_trials
+
+from vlm4vla import cli
+from vlm4vla.backbones.tiny import build_tiny
+
+FAST = ("--set", "train.batch_size=4", "--set", "held_out=0.2", "--set", "train.warmup_steps=2")
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vlm") / "tiny"
+    return build_tiny("qwen3-vl", tiny_trials.SIZE, folder, texts=tiny_questions.TEXTS, seed=0)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_questions.write(tmp_path_factory.mktemp("questions") / "colours", 20)
+
+
+def arguments(vlm: Path, questions: Path, out: Path, *more: str) -> list[str]:
+    task = ["--task", "llava", str(questions), "radius=0.1"]
+    return ["tune", "--backbone", str(vlm), *task, *FAST, "--device", "cpu", "--out", str(out), *more]
+
+
+def test_tune_ends_with_a_vlm_and_scores_before_and_after(
+    vlm: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    also = ("--also-score", "tabletop-general", "scenes=4", "split=test", "image_size=32")
+    chosen = arguments(
+        vlm, questions, tmp_path / "runs", "--steps", "6", "--freeze", "vision", *also, "--json"
+    )
+    assert cli.main([*chosen, "--quiet"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    result = Path(first["folder"])
+    assert (result / "config.json").exists() and result.parents[1] == tmp_path / "runs" / "tunings"
+    assert {(row["vlm"], row["task"]) for row in first["scores"]} == {
+        (vlm, task) for vlm in ("before", "after") for task in ("llava", "tabletop-general")
+    }
+    recipe = json.loads((result.parent / "tuning.json").read_text())
+    assert recipe["freeze"] == ["vision"] and recipe["tasks"][0]["options"] == ["radius=0.1"]
+    stamp = (result / "model.safetensors").stat().st_mtime_ns
+    assert cli.main([*chosen, "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert (result / "model.safetensors").stat().st_mtime_ns == stamp
+
+    asked = [
+        "score",
+        str(vlm),
+        str(result),
+        "--task",
+        "llava",
+        str(questions),
+        "--questions",
+        "5",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main([*asked, "--quiet"]) == 0
+    table = capsys.readouterr().out
+    assert "llava: exact" in table and " 6" in table
+
+
+def test_a_killed_tuning_goes_on_to_the_same_weights(vlm: Path, questions: Path, tmp_path: Path) -> None:
+    more = ("--steps", "30", "--set", "train.checkpoint_every=3", "--questions", "2", "--quiet")
+    assert cli.main(arguments(vlm, questions, tmp_path / "whole", *more)) == 0
+    chosen = arguments(vlm, questions, tmp_path / "killed", *more)
+    process = subprocess.Popen([sys.executable, "-m", "vlm4vla.cli", *chosen])
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "killed").glob("tunings/*/checkpoints/latest")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "killed").glob("tunings/*/vlm"))
+    assert cli.main(chosen) == 0
+    weights = [
+        next((tmp_path / name).glob("tunings/*/vlm/model.safetensors")).read_bytes()
+        for name in ("whole", "killed")
+    ]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["--task", "tabeltop-vica"], "did you mean 'tabletop-vica'"),
+        (["--task", "llava", "a", "b"], "one folder, not a and b"),
+        (["--task", "llava", "weight=much"], "weight=much is no number"),
+        (["--task", "llava", "/nowhere"], "/nowhere"),
+        (
+            ["--task", "tabletop-vica", "scenes=5", "--set", "train.huber_delta=2"],
+            "answers have no such thing",
+        ),
+        (["--task", "tabletop-vica", "scenes=5", "--set", "steps"], "write FIELD=VALUE"),
+        ([], "name what to tune on"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    change: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["tune", *change, "--out", str(tmp_path / "runs"), "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
