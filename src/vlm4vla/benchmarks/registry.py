@@ -71,6 +71,13 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         memory=1.0,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
+    "calvin-d-tasks": BenchmarkEntry(
+        factory="vlm4vla.benchmarks.calvin.benchmark:single_tasks",
+        fields={"tasks": "tasks", "episodes": "episodes_per_task", "renderer": "renderer"},
+        simulator="calvin",
+        per_worker=1,
+        defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
+    ),
     "simpler-bridge": BenchmarkEntry(
         factory="vlm4vla.benchmarks.simpler.benchmark:Simpler",
         fields={name: name for name in ("tasks", "episodes_per_task", "image_size")},
