@@ -1,4 +1,4 @@
-"""`vlm4vla study`: the paper's tables and figures, or one's own, as a plan, as a run, as a status."""
+"""`vlm4vla study`: the paper's tables and figures, or one's own, as a plan, as a run, as a status; `vlm4vla why`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     )
     made.add_argument("--status", action="store_true", help="the same as --plan")
     made.add_argument(
+        "--why", action="store_true", help="measure what its trained policies' layers hold, then report"
+    )
+    made.add_argument(
         "--scale", choices=("paper", "tabletop"), default="paper", help="tabletop: the same matrix in small"
     )
     made.add_argument(
@@ -42,6 +45,39 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     made.add_argument("--gpus", type=int, metavar="N", help="that share each training, one trial at a time")
     work(made, processes=2)
 
+    made = add(
+        "why", why, "What training did to a policy's layers: how far they moved, what can be read off them."
+    )
+    made.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a trial's folder, or one that holds trials"
+    )
+    made.add_argument(
+        "--look", action="append", choices=("A", "B", "C", "D"), help="default: of its evaluations"
+    )
+    made.add_argument("--scenes", type=int, metavar="N", help="held-out scenes to look at; default 100")
+    made.add_argument("--device", help="auto, cpu or cuda (default auto)")
+
+
+def why(options: argparse.Namespace) -> None:
+    """Measure trials as far as that is not done, and print what was found."""
+    from vlm4vla.core.recipes import to_json
+    from vlm4vla.reports.why import layers_table
+    from vlm4vla.studies.choices import given
+    from vlm4vla.studies.runs import read_trial
+    from vlm4vla.studies.why import runs_in
+    from vlm4vla.studies.why import why as measure
+
+    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr))
+    found = []
+    for folder in [folder for run in options.runs for folder in runs_in(run)]:
+        made = measure(folder, looks=options.look or (), told=say, **given(options, "scenes", "device"))
+        found += [(read_trial(folder).name, path, measured) for path, measured in made]
+    if options.json:
+        print(json.dumps([{"name": n, "file": str(p), **to_json(m)} for n, p, m in found], indent=1))
+        return
+    for name, path, measured in found:
+        print(layers_table(name, measured).text(width=140), f"\n{path}\n")
+
 
 def study(options: argparse.Namespace) -> None:
     """List, plan or run."""
@@ -53,8 +89,8 @@ def study(options: argparse.Namespace) -> None:
     if options.list or options.name is None:
         _list(options)
         return
-    if options.plan + options.run + options.status + options.report > 1:
-        raise RecipeError("choose one of --plan, --run, --report and --status")
+    if options.plan + options.run + options.status + options.report + options.why > 1:
+        raise RecipeError("choose one of --plan, --run, --report, --status and --why")
     name: str = options.name
     made = (
         load(name)(options.scale)
@@ -69,6 +105,8 @@ def study(options: argparse.Namespace) -> None:
     made = _with_data(made, options)
     if options.run:
         _run(made, options)
+    elif options.why:
+        _why(made, options)
     elif options.report:
         _report(made, options)
     else:
@@ -121,7 +159,11 @@ def _list(options: argparse.Namespace) -> None:
     )
     columns = ("name", "in the paper", "rows", "trials", "question")
     print(Table("Studies", columns, rows).text(width=120))
-    print("\n`vlm4vla study NAME --plan` prints its rows; `--scale tabletop` the same matrix in small.")
+    print(
+        "\n`vlm4vla study NAME --plan` prints its rows. `--scale tabletop` is the same matrix in small on the\n"
+        "embedded benchmark, one seed each, some 40 minutes a trial on two idle cores: frozen parts are table-3,\n"
+        "learning rates table-5, prompts table-6, image sizes table-7."
+    )
 
 
 def _plan(made: Any, options: argparse.Namespace) -> None:
@@ -223,7 +265,20 @@ def _run(made: Any, options: argparse.Namespace) -> None:
         _report(made, options)
 
 
+def _why(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.studies.choices import given
+    from vlm4vla.studies.runs import RunStore
+    from vlm4vla.studies.why import finished, why
+
+    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr))
+    for folder in finished(made, RunStore(options.out)):
+        for _ in why(folder, told=say, **given(options, "device")):
+            pass
+    _report(made, options)
+
+
 def _report(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.reports.ability import ability_tables
     from vlm4vla.reports.scores import score
     from vlm4vla.reports.study_page import main_table, write_index, write_study_report
     from vlm4vla.studies.mini import OWN_STUDIES
@@ -231,7 +286,9 @@ def _report(made: Any, options: argparse.Namespace) -> None:
 
     out = options.out / "reports"
     path = write_study_report(made, options.out, out / made.name)
-    print(main_table(score(made, options.out)).text(width=120), end="\n\n")
+    scores = score(made, options.out)
+    for table in (main_table(scores), *ability_tables(scores)):
+        print(table.text(width=120), end="\n\n")
     studies = [make(options.scale) for make in (*STUDIES.values(), *OWN_STUDIES.values())]
     write_index([*studies, *([made] if made not in studies else [])], options.out, out)
     print(f"Report: {path}\nAll studies: {out / 'index.html'}")

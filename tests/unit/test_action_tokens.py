@@ -37,6 +37,23 @@ def test_low_frequencies_come_first() -> None:
     assert numbers == [round(3 * 10**0.5)] * 7 + [0] * 63
 
 
+def test_dimensions_first_is_another_order_of_the_same_numbers(tmp_path: Path) -> None:
+    ours, other = (FastTokenizer.fit(chunks(300), order=order) for order in ("frequencies", "dimensions"))
+    other.save(tmp_path)
+    other = FastTokenizer.load(tmp_path)
+    found = other.encode(chunks(20, seed=1))
+    assert np.array_equal(other.decode(found), ours.decode(ours.encode(chunks(20, seed=1))))
+    assert sum(map(len, found)) < sum(map(len, ours.encode(chunks(20, seed=1))))
+    text = other.bpe.decode(other.encode(np.full((1, 10, 7), 0.3, dtype=np.float32))[0])
+    numbers = [ord(letter) - other.first + other.low for letter in text]
+    assert numbers == [round(3 * 10**0.5), *[0] * 9] * 7
+    (tmp_path / "processor_config.json").write_text(
+        (tmp_path / "processor_config.json").read_text().replace("dimensions", "columns")
+    )
+    with pytest.raises(DataError, match="unknown order 'columns'"):
+        FastTokenizer.load(tmp_path)
+
+
 def test_tokens_of_a_wrong_length_are_zeros() -> None:
     tokenizer = FastTokenizer.fit(chunks(100), vocabulary=512)
     (ids,) = tokenizer.encode(chunks(1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
@@ -18,6 +19,9 @@ from vlm4vla.core.errors import DataError
 
 _FIRST = 0x100
 """Code point of the smallest coefficient of a fitted tokenizer; the published one starts at 0."""
+
+Order = Literal["frequencies", "dimensions"]
+"""What is written first: the lowest frequency of all dimensions (as published), or all frequencies of a dimension."""
 
 
 class FastTokenizer:
@@ -33,6 +37,7 @@ class FastTokenizer:
         horizon: int,
         size: int,
         first: int = _FIRST,
+        order: Order = "frequencies",
     ) -> None:
         """`low`, `high`: the least and greatest coefficient; `first`: the code point of the least."""
         self.bpe = bpe
@@ -42,15 +47,24 @@ class FastTokenizer:
         self.horizon = horizon
         self.size = size
         self.first = first
+        self.order = order
 
     @classmethod
     def fit(
-        cls, chunks: Float32[np.ndarray, "count horizon size"], *, scale: float = 10.0, vocabulary: int = 1024
+        cls,
+        chunks: Float32[np.ndarray, "count horizon size"],
+        *,
+        scale: float = 10.0,
+        vocabulary: int = 1024,
+        order: Order = "frequencies",
     ) -> FastTokenizer:
-        """Learn merges from chunks. Raises: DataError without chunks or when coefficients outnumber the vocabulary."""
+        """Learn merges from chunks. Dimensions first takes fewer tokens, but one that is missing costs dimensions.
+
+        Raises: DataError without chunks or when coefficients outnumber the vocabulary.
+        """
         if len(chunks) == 0:
             raise DataError("cannot fit action tokens on no chunks; check the task and episode filters")
-        numbers = _coefficients(chunks, scale)
+        numbers = _coefficients(chunks, scale, order)
         low, high = int(numbers.min()), int(numbers.max())
         if high - low >= vocabulary:
             raise DataError(
@@ -66,18 +80,19 @@ class FastTokenizer:
             initial_alphabet=[chr(_FIRST + index) for index in range(high - low + 1)],
         )
         bpe.train_from_iterator((_text(row, low, _FIRST) for row in numbers), trainer=trainer)
-        return cls(bpe, scale=scale, low=low, high=high, horizon=chunks.shape[1], size=chunks.shape[2])
+        _, horizon, size = chunks.shape
+        return cls(bpe, scale=scale, low=low, high=high, horizon=horizon, size=size, order=order)
 
     def encode(self, chunks: Float32[np.ndarray, "count horizon size"]) -> list[list[int]]:
-        """Ids per chunk, low frequencies first; coefficients beyond those fitted are clamped."""
-        numbers = _coefficients(chunks, self.scale).clip(self.low, self.high)
+        """Ids per chunk, in the tokenizer's order; coefficients beyond those fitted are clamped."""
+        numbers = _coefficients(chunks, self.scale, self.order).clip(self.low, self.high)
         return [list(self.bpe.encode(_text(row, self.low, self.first)).ids) for row in numbers]
 
     def decode(
         self, ids: Sequence[Sequence[int]], *, relaxed: bool = False
     ) -> Float32[np.ndarray, "count horizon size"]:
         """Chunks. As the authors do, tokens that do not make a whole chunk give zeros, or `relaxed` are used as far as
-        they go: coefficients too many are cut, those that are missing, the high ones, are zero.
+        they go: coefficients too many are cut, those that are missing, the last ones, are zero.
         """
         numbers = np.zeros((len(ids), self.horizon * self.size))
         for row, tokens in enumerate(ids):
@@ -86,7 +101,10 @@ class FastTokenizer:
                 points = points[: numbers.shape[1]]
                 found = np.array(points, dtype=np.int64) - self.first + self.low
                 numbers[row, : len(points)] = np.clip(found, self.low, self.high)
-        frequencies = numbers.reshape(-1, self.horizon, self.size) / self.scale
+        if self.order == "dimensions":
+            frequencies = numbers.reshape(-1, self.size, self.horizon).swapaxes(1, 2) / self.scale
+        else:
+            frequencies = numbers.reshape(-1, self.horizon, self.size) / self.scale
         return np.asarray(idct(frequencies, axis=1, norm="ortho"), dtype=np.float32)
 
     def widths(self) -> list[int]:
@@ -106,6 +124,7 @@ class FastTokenizer:
             "first_code_point": self.first,
             "time_horizon": self.horizon,
             "action_dim": self.size,
+            "order": self.order,
         }
         (folder / "processor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -121,7 +140,9 @@ class FastTokenizer:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             bpe = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            low = int(facts["min_token"])
+            low, order = int(facts["min_token"]), facts.get("order", "frequencies")
+            if order not in get_args(Order):
+                raise ValueError(f"unknown order {order!r}")
             return cls(
                 bpe,
                 scale=float(facts["scale"]),
@@ -130,6 +151,7 @@ class FastTokenizer:
                 horizon=int(horizon or facts["time_horizon"]),
                 size=int(size or facts["action_dim"]),
                 first=int(facts.get("first_code_point", 0)),
+                order=order,
             )
         except Exception as error:  # the tokenizers library raises bare exceptions
             raise DataError(
@@ -139,9 +161,11 @@ class FastTokenizer:
 
 
 def _coefficients(
-    chunks: Float[np.ndarray, "count horizon size"], scale: float
+    chunks: Float[np.ndarray, "count horizon size"], scale: float, order: Order
 ) -> Int64[np.ndarray, "count numbers"]:
     frequencies = dct(chunks.astype(np.float64), axis=1, norm="ortho") * scale
+    if order == "dimensions":
+        frequencies = frequencies.swapaxes(1, 2)
     return np.around(frequencies).astype(np.int64).reshape(len(chunks), -1)
 
 

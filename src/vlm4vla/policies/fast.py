@@ -54,6 +54,8 @@ class FastHead(WritingHead):
     @tokenizer.setter
     def tokenizer(self, tokenizer: FastTokenizer) -> None:
         used, shape = len(tokenizer.widths()), (tokenizer.horizon, tokenizer.size)
+        if tokenizer.order != "frequencies":
+            raise DataError("the head `fast` writes frequencies first; fit its tokenizer in that order")
         if used > self.end or shape != (self.horizon, ACTION_SIZE):
             raise DataError(
                 f"the tokenizer has {used} tokens for chunks of {shape}, the head {self.end} for "

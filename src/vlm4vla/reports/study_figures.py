@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vlm4vla.reports.ability_figure import ability_figure
 from vlm4vla.reports.drawing import Drawing
 from vlm4vla.reports.scores import Cell, StudyScores
 from vlm4vla.studies.study import Column
@@ -23,6 +24,8 @@ def figures_of(scores: StudyScores) -> dict[str, Drawing]:
             found[f"scores-{_slug(column.name)}"] = _dots(column, cells)
         if any(len(cell.by_step) > 1 for cell in cells):
             found[f"checkpoints-{_slug(column.name)}"] = _boxes(column, cells)
+    if (drawn := ability_figure(scores)) is not None:
+        found["ability"] = drawn
     return found
 
 

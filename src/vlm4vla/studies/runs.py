@@ -24,8 +24,10 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
 
 from vlm4vla import __version__
+from vlm4vla.benchmarks.software import processor
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import Trial, TuneRecipe, fingerprint, from_json, to_json
+from vlm4vla.studies.energy import EnergyMeter
 
 Phase = Literal["demonstrations", "train", "evaluate"]
 Recipe = TypeVar("Recipe", Trial, TuneRecipe)
@@ -47,6 +49,15 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Joules:
+    """What the machine spent by phase, over all resumes, as `studies.energy` reads it."""
+
+    demonstrations: float = 0.0
+    train: float = 0.0
+    evaluate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """How far a trial is: status.json."""
 
@@ -58,6 +69,8 @@ class Status:
     """How many its evaluations have in all; 0 before they are listed."""
     error: str | None = None
     seconds: Seconds = Seconds()
+    joules: Joules | None = None
+    """None where they could not be read for all of these seconds."""
 
 
 class TrialRun:
@@ -89,11 +102,18 @@ class TrialRun:
         """Time spent inside counts for this phase, also when it ends in an error."""
         self.update(phase=name)
         start, before = time.monotonic(), getattr(self.status.seconds, name)
+        metered = Joules() if self.status.seconds == Seconds() else self.status.joules
+        meter = EnergyMeter()
         try:
-            yield
+            with meter:
+                yield
         finally:
             spent = round(before + time.monotonic() - start, 3)
-            self.update(seconds=dataclasses.replace(self.status.seconds, **{name: spent}))
+            joules = None
+            if metered is not None and meter.joules is not None:
+                whole = round(getattr(metered, name) + meter.joules, 1)
+                joules = dataclasses.replace(metered, **{name: whole})
+            self.update(seconds=dataclasses.replace(self.status.seconds, **{name: spent}), joules=joules)
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the status."""
@@ -238,7 +258,7 @@ def provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "platform": platform.platform(),
-        "machine": _processor(),
+        "machine": processor(),
         "cpus": os.cpu_count(),
         **facts,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -292,13 +312,3 @@ def _checkout() -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "src"))
     except (OSError, subprocess.CalledProcessError):  # no git here, or it does not trust the folder
         return None, None
-
-
-def _processor() -> str:
-    """The processor's name, e.g. `AMD EPYC 7763`."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
