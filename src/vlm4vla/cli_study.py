@@ -116,7 +116,7 @@ def study(options: argparse.Namespace) -> None:
 def _with_data(made: Any, options: argparse.Namespace) -> Any:
     """Folders given now or before under the same --out, those that this study reads."""
     from vlm4vla.studies.runs import read_json, write_json
-    from vlm4vla.studies.study import with_data
+    from vlm4vla.studies.study import sources_of, with_data
 
     kept = options.out / "data.json"
     folders: dict[str, str] = read_json(kept) if kept.exists() else {}
@@ -129,7 +129,7 @@ def _with_data(made: Any, options: argparse.Namespace) -> Any:
     if options.data:
         options.out.mkdir(parents=True, exist_ok=True)
         write_json(kept, folders)
-    read = {trial.demonstrations.source for trial in made.trials}
+    read = sources_of(made)
     return with_data(made, {source: folder for source, folder in folders.items() if source in read})
 
 
