@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_trials
-from run_folders import make_trial, small_study, write_json, write_trial
+from run_folders import LOOK_A, make_trial, small_study, write_json, write_trial
 
 from vlm4vla.benchmarks.tabletop.frames import labelled_frames
 from vlm4vla.cli import main
@@ -89,6 +89,27 @@ def test_what_goes_with_success_is_told_with_n_and_interval(tmp_path: Path) -> N
         "red block at the picture, cm off",
     }
     assert all(row[2].startswith("-0.9") and row[4] == "5" for row in by_name.values())
+    assert {row[1] for row in correlations.rows} == {"all runs"}  # there is one seed of every row
+
+
+def test_with_several_seeds_what_rows_have_in_common_is_told_apart(tmp_path: Path) -> None:
+    rows = []
+    for number in range(3):
+        trials = {}
+        for seed in range(3):
+            trial = make_trial("tiny-qwen3-vl")
+            trial = dataclasses.replace(
+                trial, name=f"row {number} {seed}", train=dataclasses.replace(trial.train, seed=seed)
+            )
+            folder = write_trial(tmp_path, trial, skill=0.9 - 0.2 * number - 0.02 * seed)
+            keep(folder, invented(drift=0.1 + 0.1 * number - 0.01 * seed))
+            trials[f"seed {seed}"] = trial
+        rows.append((f"row {number}", trials))
+    study = small_study(*rows, columns=(dataclasses.replace(LOOK_A, trial=""),))
+    found, _ = reported.read(score(study, tmp_path), tmp_path)
+    _, correlations = reported.tables(found)
+    drift = {row[1]: float(row[2].split()[0]) for row in correlations.rows if row[0] == "drift of vision"}
+    assert drift["all runs"] < -0.8 < 0 < drift["within rows"]
 
 
 def test_the_page_has_the_section_its_figures_and_no_claim_of_cause(tmp_path: Path) -> None:

@@ -158,9 +158,10 @@ def why_section(found: dict[str, list[Found]]) -> Html | None:
         "over seeds, bars their range; of a single seed the 95 % interval over scenes."
     )
     caution = (
-        "Correlations are over runs. Seeds of one row are alike and rows share a VLM, so the runs are fewer than n "
-        "says, and intervals too narrow. Policies from scratch drift from another start than pretrained ones. What "
-        "goes with success need not be what brings it."
+        "Correlations are over runs: over all of them, where rows that share a VLM or a start lie together, so that "
+        "the runs are fewer than n says; and within rows, their means subtracted, which is left of it between seeds. "
+        "Policies from scratch drift from another start than pretrained ones. What goes with success need not be what "
+        "brings it."
     )
     return section("why", "Why", note, *shown, element("p", caution, class_="note"))
 
@@ -201,27 +202,27 @@ def _rows_table(name: str, runs: Sequence[Found]) -> Table:
 
 
 def _success_table(name: str, runs: Sequence[Found]) -> Table:
-    pretrained = [run for run in runs if run.trial.policy.weights == "pretrained"]
-    groups = {"all": runs, **({"pretrained": pretrained} if len(pretrained) < len(runs) else {})}
+    seeds = len(runs) > len({run.row for run in runs})
     told: list[tuple[str, str, Correlation]] = []
     for kind in measures(runs):
-        for group, of_group in groups.items():
-            having = [run for run in of_group if kind.values([run])]
-            r = correlation([kind.values([run])[0].value for run in having], [run.success for run in having])
+        having = [run for run in runs if kind.values([run])]
+        values, success = [kind.values([run])[0].value for run in having], [run.success for run in having]
+        for how, groups in (("all runs", []), ("within rows", [run.row for run in having]))[: 1 + seeds]:
+            r = correlation(values, success, groups=groups)
             if r is not None:
-                told.append((kind.name, group, r))
+                told.append((kind.name, how, r))
     rows = tuple(
         (
             measure,
-            group,
+            how,
             f"{r.r.value:+.2f} [{r.r.low:+.2f}, {r.r.high:+.2f}]",
             p_text(p),
             str(r.models),
             f"{min(r.without_one):+.2f} to {max(r.without_one):+.2f}",
         )
-        for (measure, group, r), p in zip(told, holm([r.p_value for _, _, r in told]), strict=True)
+        for (measure, how, r), p in zip(told, holm([r.p_value for _, _, r in told]), strict=True)
     )
-    columns = ("measure", "runs", "r with success", "corrected p", "n", "without any one run")
+    columns = ("measure", "over", "r with success", "corrected p", "n", "without any one run")
     return Table(f"Why: {name}, what goes with success over runs", columns, rows)
 
 
