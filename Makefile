@@ -3,14 +3,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test slow quickstart study bench clean
+.PHONY: help setup check format test slow simulators test-simulators quickstart study bench clean
 
 STAMP := .venv/.installed
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet -c constraints.txt
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## .venv with exact versions of everything but the simulators (PYTHON=... picks the interpreter)
 	@echo "setup: ready; activate with: source .venv/bin/activate"
@@ -28,11 +28,22 @@ format: $(STAMP) ## rewrite the files as `make check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(STAMP) ## every test that needs neither a GPU, a network nor an external simulator
+test: $(STAMP) ## every test that needs neither a GPU nor a network; CALVIN and LIBERO briefly, where they are installed
 	$(BIN)/pytest -n 2 --dist loadscope
 
 slow: $(STAMP) ## the tests marked slow: minutes each
 	$(BIN)/pytest -m slow
+
+# Where the models' repositories cannot be reached, a copy: CALVIN's are in tests/; make simulators SIMPLER=FOLDER.
+SIMULATORS ?= calvin libero simpler
+CALVIN ?= tests/assets/calvin.tar.xz
+copy = $(if $(filter calvin,$1),--from $(CALVIN),$(if $(filter simpler,$1),$(addprefix --from ,$(SIMPLER))))
+simulators: $(STAMP) ## install what is missing of CALVIN, LIBERO and SimplerEnv (SIMULATORS="calvin libero": of these)
+	$(foreach name,$(SIMULATORS),$(BIN)/vlm4vla simulators install $(name) $(call copy,$(name)) &&) true
+
+test-simulators: simulators ## all three simulators at work, none skipped: within twenty minutes on two cores
+	VLM4VLA_REQUIRE=calvin,libero,simpler $(BIN)/pytest -n 2 --dist loadscope -m "not slow" \
+		tests/integration/test_simpler.py tests/integration/test_calvin.py tests/integration/test_libero.py
 
 quickstart: $(STAMP) ## demonstrations, two VLMs, training, rollouts, report: runs/quickstart/report.html
 	$(BIN)/vlm4vla quickstart --out runs/quickstart

@@ -11,9 +11,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import ipaddress
 import socket
+from collections.abc import Generator
 from typing import Any
 
 import pytest
+
+REQUIRED = frozenset(os.environ.get("VLM4VLA_REQUIRE", "").split(",")) - {""}
+"""Simulators that have to be here: a test in integration/test_NAME.py that is skipped has failed."""
 
 _connect = socket.socket.connect
 _connect_ex = socket.socket.connect_ex
@@ -58,3 +62,16 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(socket.socket, "connect", _guarded(_connect))
     monkeypatch.setattr(socket.socket, "connect_ex", _guarded(_connect_ex))
     monkeypatch.setattr(socket, "getaddrinfo", _guarded_getaddrinfo)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    name = item.path.stem.removeprefix("test_")
+    if report.skipped and name in REQUIRED and item.path.parent.name == "integration":
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = (
+            "failed",
+            f"VLM4VLA_REQUIRE names {name}, and this was not run: {reason}",
+        )
+    return report

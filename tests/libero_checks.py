@@ -1,6 +1,6 @@
 """What is checked inside the Python that has LIBERO; `test_libero` runs it there and reads the JSON of the last line.
 
-python libero_checks.py tasks|standard|no_display|contract
+python libero_checks.py draws|tasks|standard|no_display|contract [RENDERER]
 """
 
 from __future__ import annotations
@@ -17,8 +17,18 @@ from vlm4vla.benchmarks.libero.suites import SUITES, instruction
 from vlm4vla.core.errors import SimulatorError
 
 SPATIAL = SUITES["spatial"].tasks
+RENDERER = sys.argv[2] if len(sys.argv) > 2 else "egl"
 DRAWER = SPATIAL[4]
 """Its bowl lies in an open drawer, and a stove stands beside."""
+
+
+def draws() -> dict[str, Any]:
+    """Whether this machine has the renderer."""
+    try:
+        Libero(renderer=RENDERER).make_environment()
+    except SimulatorError as error:
+        return {"told": str(error)}
+    return {"told": ""}
 
 
 def tasks() -> dict[str, Any]:
@@ -45,7 +55,7 @@ def standard(steps: int = 13, lit: int = 10) -> dict[str, Any]:
     At step `lit` the stove is turned on by hand.
     """
     moves = np.random.default_rng(0).uniform(-1, 1, (steps, 7)).astype(np.float32)
-    environment = Libero("spatial", [DRAWER]).make_environment()
+    environment = Libero("spatial", [DRAWER], renderer=RENDERER).make_environment()
     specs = Libero("spatial", [DRAWER]).episodes()
     environment.reset(specs[1])
     for move in moves[:4]:
@@ -133,11 +143,12 @@ def contract() -> dict[str, Any]:
     from vlm4vla.testing import check_benchmark
 
     up = np.array([0, 0, 1, 0, 0, 0, 1], dtype=np.float32)
-    check_benchmark(Libero("object", SUITES["object"].tasks[:2], 1), steps=2, raising=up)
+    benchmark = Libero("object", SUITES["object"].tasks[:2], 1, renderer=RENDERER)
+    check_benchmark(benchmark, steps=2, raising=up)
     return {"kept": True}
 
 
-CHECKS = {check.__name__: check for check in (tasks, standard, no_display, contract)}
+CHECKS = {check.__name__: check for check in (draws, tasks, standard, no_display, contract)}
 
 if __name__ == "__main__":
     print(json.dumps(CHECKS[sys.argv[1]]()))

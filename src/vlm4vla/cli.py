@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm4vla import __version__
+from vlm4vla.cli_common import not_negative, positive, resources_of, show_report
 from vlm4vla.cli_data import add_commands as cli_data_commands
 from vlm4vla.cli_data import data_sets
 from vlm4vla.cli_doctor import doctor
+from vlm4vla.cli_evaluate import add_command as add_evaluate
 from vlm4vla.cli_plan import add_command as add_plan
+from vlm4vla.cli_replay import add_command as add_replay
+from vlm4vla.cli_serve import add_command as add_serve
 from vlm4vla.cli_simulators import add_commands as add_simulators
 from vlm4vla.cli_study import add_command as add_study
 from vlm4vla.cli_tune import add_commands as add_tune
@@ -25,9 +29,7 @@ from vlm4vla.core.errors import RecipeError, RunError, VLAError
 from vlm4vla.core.recipes import HEADS
 
 if TYPE_CHECKING:
-    from vlm4vla.core.recipes import EvaluationRecipe, Trial
-    from vlm4vla.core.types import EpisodeResult
-    from vlm4vla.studies.checks import Resources
+    from vlm4vla.core.recipes import Trial
 
 _AGAIN = "interrupted; the same command goes on where it stopped"
 Command = Callable[[argparse.Namespace], None]
@@ -73,16 +75,16 @@ def quickstart(options: argparse.Namespace) -> None:
         chosen["backbones"] = options.backbone
     trials = presets.quickstart(**chosen)
     out: Path = options.out
-    resources = _resources(options, demonstration_processes=options.processes)
+    resources = resources_of(options, demonstration_processes=options.processes)
     store = RunStore(out)
     try:
         run_trials(trials, store, processes=options.processes, resources=resources, notes=_notes())
     except RunError:
         if any(store.folder(trial).exists() for trial in trials):
             with contextlib.suppress(VLAError):  # what the others found; the first error is the one to tell
-                _report(out, title="Quickstart", as_json=options.json)
+                show_report(out, title="Quickstart", as_json=options.json)
         raise
-    _report(out, title="Quickstart", as_json=options.json)
+    show_report(out, title="Quickstart", as_json=options.json)
 
 
 def models(options: argparse.Namespace) -> None:
@@ -218,7 +220,7 @@ def train(options: argparse.Namespace) -> None:
         _plan(trial, options)
         return
     out: Path = options.out or Path("runs") / options.preset.rpartition(":")[2]
-    resources = _resources(
+    resources = resources_of(
         options,
         demonstration_processes=options.processes,
         train_processes=options.processes,
@@ -227,7 +229,7 @@ def train(options: argparse.Namespace) -> None:
     store = RunStore(out)
     _say(options, f"{trial.name}: {store.folder(trial)}")
     run_trial(trial, store, resources=resources, evaluated=not options.no_evaluate, notes=_notes())
-    _report(out, title=trial.name, as_json=options.json)
+    show_report(out, title=trial.name, as_json=options.json)
 
 
 def _plan(trial: Trial, options: argparse.Namespace) -> None:
@@ -264,45 +266,12 @@ def _plan(trial: Trial, options: argparse.Namespace) -> None:
     print(Table(title, columns, rows).text(width=120))
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """Score a trained policy once more, in another way."""
-    from vlm4vla.studies.choices import chosen_evaluation
-    from vlm4vla.studies.execute import evaluate_again, trained_for
-    from vlm4vla.studies.runs import read_trial
-
-    folder: Path = options.run.resolve()
-    is_trial = (folder / "trial.json").exists()
-    base = read_trial(folder).evaluations if is_trial else trained_for(folder)
-    recipe = chosen_evaluation(options, base)
-    resources = dataclasses.replace(_resources(options), shard=options.shard or (0, 1))
-    results = evaluate_again(folder, recipe, resources)
-    out = folder.parents[1] if is_trial and folder.parent.name == "trials" else None
-    if out is not None:
-        _report(out, title=out.name, as_json=options.json)
-        return
-    _print_episodes(recipe, results, as_json=options.json)
-
-
 def report(options: argparse.Namespace) -> None:
     """Write page, results and tables again."""
     records_of = options.folder
-    _report(records_of, title=options.title or records_of.resolve().name, as_json=options.json)
+    show_report(records_of, title=options.title or records_of.resolve().name, as_json=options.json)
     if options.readme is not None:
         _write_readme(options.readme, records_of, section=options.section)
-
-
-def _report(out: Path, *, title: str, as_json: bool) -> None:
-    from vlm4vla.reports.page import write_report
-    from vlm4vla.reports.records import collect
-    from vlm4vla.reports.tables import terminal
-
-    page = write_report(out, title=title)
-    if as_json:
-        print((out / "results.json").read_text(encoding="utf-8"), end="")
-        return
-    width = max(60, os.get_terminal_size().columns if sys.stdout.isatty() else 110)
-    print(terminal(collect(out), width=width))
-    print(f"Report:  {page}\nResults: {out / 'results.json'}")
 
 
 def _write_readme(readme: Path, out: Path, *, section: str) -> None:
@@ -317,34 +286,6 @@ def _write_readme(readme: Path, out: Path, *, section: str) -> None:
         raise RecipeError(f"{readme}: needs the lines {begin} and {end}, once each and in this order")
     before, _, rest = text.partition(begin)
     write_whole(readme, f"{before}{begin}\n{markdown(collect(out))}{end}{rest.partition(end)[2]}")
-
-
-def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], *, as_json: bool) -> None:
-    """Rates of an evaluation that belongs to no trial."""
-    from vlm4vla.reports.estimates import success_rate
-    from vlm4vla.reports.tables import DASH, Table, percent
-
-    rows = []
-    for task in sorted({result.task for result in results}):
-        scored = [r for r in results if r.task == task and r.error is None]
-        errors = sum(r.task == task for r in results) - len(scored)
-        rows.append((task, sum(r.success for r in scored), len(scored), errors))
-    if as_json:
-        names = ("task", "successes", "episodes", "errors")
-        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
-        return
-    cells = tuple(
-        (task, percent(success_rate(good, count)) if count else DASH, f"{good}/{count}", str(errors))
-        for task, good, count, errors in rows
-    )
-    print(Table(f"{recipe.benchmark}, look {recipe.look}", ("task", "success", "n", "errors"), cells).text())
-
-
-def _resources(options: argparse.Namespace, **more: Any) -> Resources:
-    from vlm4vla.studies.checks import Resources
-    from vlm4vla.studies.choices import given
-
-    return Resources(progress=not options.quiet, **given(options, "workers", "videos", "device"), **more)
 
 
 def _notes() -> Mapping[str, Any]:
@@ -367,27 +308,6 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _shard(text: str) -> tuple[int, int]:
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shard: 0/8 to 7/8 are the eight of eight")
-    return int(number), int(count)
-
-
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Every command and option."""
     parser = argparse.ArgumentParser(
@@ -408,19 +328,21 @@ def build_parser() -> argparse.ArgumentParser:
     def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 0) -> None:
         if processes is not None:
             made.add_argument(
-                "--processes", type=_positive, default=processes, help=f"at work (default {processes})"
+                "--processes", type=positive, default=processes, help=f"at work (default {processes})"
             )
-        made.add_argument("--workers", type=_count, help="processes that step environments; 0: none beside")
-        made.add_argument("--videos", type=_count, default=videos, help=f"per task (default {videos})")
+        made.add_argument(
+            "--workers", type=not_negative, help="processes that step environments; 0: none beside"
+        )
+        made.add_argument("--videos", type=not_negative, default=videos, help=f"per task (default {videos})")
         made.add_argument("--device", help="auto, cpu or cuda (default auto)")
 
     def size(made: argparse.ArgumentParser) -> None:
         made.add_argument("--weights", choices=("pretrained", "random"), help="where training starts from")
         made.add_argument("--head", choices=HEADS, help="action head (default: mlp, the paper's)")
-        made.add_argument("--demonstrations", type=_count, metavar="N", help="how many to train on")
-        made.add_argument("--steps", type=_count, metavar="N", help="training steps")
-        made.add_argument("--episodes", type=_count, metavar="N", help="per task and evaluation")
-        made.add_argument("--seed", type=_count, metavar="N")
+        made.add_argument("--demonstrations", type=not_negative, metavar="N", help="how many to train on")
+        made.add_argument("--steps", type=not_negative, metavar="N", help="training steps")
+        made.add_argument("--episodes", type=not_negative, metavar="N", help="per task and evaluation")
+        made.add_argument("--seed", type=not_negative, metavar="N")
 
     made = add("quickstart", quickstart, "The whole pipeline in minutes without a GPU: ends with a report.")
     made.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
@@ -434,7 +356,7 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("name", metavar="NAME")
     made = add("check", check_model, "Does a VLM do what a policy relies on? A table of checks.", into=inner)
     made.add_argument("name", metavar="NAME|FOLDER", help="a registered name, organisation/name or a folder")
-    made.add_argument("--image-size", type=_positive, default=224, metavar="N", help="pixels; default 224")
+    made.add_argument("--image-size", type=positive, default=224, metavar="N", help="pixels; default 224")
     made.add_argument("--weights", choices=("pretrained", "random"), default="pretrained")
     made = add("export", export_model, "Take the VLM out of a policy, for plain transformers.", into=inner)
     made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a policy's folder")
@@ -450,10 +372,10 @@ def build_parser() -> argparse.ArgumentParser:
     made = add("build-tiny", build_tiny, "Pretrain a tiny backbone from random weights.", into=inner)
     made.add_argument("name", metavar="NAME|all", help="tiny-qwen3-vl, ...")
     made.add_argument("--out", type=Path, default=Path("runs/models"), help="its folder is OUT/NAME")
-    made.add_argument("--scenes", type=_count, metavar="N", help="pictures to learn from")
-    made.add_argument("--steps", type=_count, metavar="N", help="of each stage")
-    made.add_argument("--seed", type=_count, metavar="N")
-    made.add_argument("--processes", type=_positive, metavar="N", help="that make pictures")
+    made.add_argument("--scenes", type=not_negative, metavar="N", help="pictures to learn from")
+    made.add_argument("--steps", type=not_negative, metavar="N", help="of each stage")
+    made.add_argument("--seed", type=not_negative, metavar="N")
+    made.add_argument("--processes", type=positive, metavar="N", help="that make pictures")
 
     made = add("train", train, "Train one policy: demonstrations, training, evaluation, report.")
     made.add_argument("preset", metavar="PRESET", help="tabletop, calvin, bridge, libero, or module:function")
@@ -475,6 +397,7 @@ def build_parser() -> argparse.ArgumentParser:
     work(made, processes=2)
 
     add_plan(add)
+    add_replay(add)
     add_simulators(add)
     add_study(add, work)
     add_tune(add)
@@ -484,21 +407,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     add("doctor", doctor, "What this machine has and lacks, each finding with its remedy.")
 
-    made = add("evaluate", evaluate, "Score a trained policy once more, in another way.")
-    made.add_argument("run", type=Path, metavar="RUN", help="a trial's folder, or a checkpoint")
-    made.add_argument("--benchmark", help="tabletop-a, tabletop-d, tabletop-chain-d, ...")
-    made.add_argument("--look", choices=("A", "B", "C", "D"))
-    made.add_argument("--tasks", metavar="NAME,NAME", help="tasks or tiers")
-    made.add_argument("--execute", type=_count, metavar="N", help="actions of each chunk to carry out")
-    made.add_argument("--episodes", type=_count, metavar="N", help="per task")
-    made.add_argument("--seed", type=_count, metavar="N")
-    made.add_argument(
-        "--repeats", type=_positive, metavar="N", help="plays of each episode, for heads that draw noise"
-    )
-    made.add_argument(
-        "--shard", type=_shard, metavar="I/N", help="only every N-th episode, from the I-th on (0/N)"
-    )
-    work(made)
+    add_evaluate(add, work)
+    add_serve(add)
 
     made = add(
         "report", report, "Write report.html, results.json and results.csv of a run folder; print tables."

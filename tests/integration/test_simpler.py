@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from vlm4vla.benchmarks.records import kept_software
+from vlm4vla.benchmarks.replay import replay
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.benchmarks.simpler.benchmark import Simpler
 from vlm4vla.benchmarks.simulators import interpreter
@@ -21,17 +24,22 @@ from vlm4vla.demonstrations.sources import make, open_demonstrations
 
 PLAYED = Path(__file__).parents[1] / "golden" / "simpler" / "maniskill2.npz"
 
-try:
-    PYTHON = interpreter("simpler")
-except SimulatorError as error:
-    pytest.skip(str(error), allow_module_level=True)
+pytestmark = [pytest.mark.simulators, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> None:
+    try:
+        interpreter("simpler")
+    except SimulatorError as error:
+        pytest.skip(str(error))
 
 
 def in_simulator(program: str) -> str:
     """What a program prints, run by the Python that has ManiSkill."""
-    assert PYTHON is not None
+    python = interpreter("simpler") or sys.executable
     boot = f"import sys; sys.path.append({SOURCE_ROOT!r})\n{program}"
-    done = subprocess.run([PYTHON, "-c", boot], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", boot], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -135,10 +143,14 @@ def test_a_policy_plays_it(tmp_path: Path) -> None:
         workers=1,
         videos=1,
         progress=False,
-        python=PYTHON,
+        python=interpreter("simpler"),
     )
     assert [(result.error, result.steps, result.success) for result in results] == [(None, 3, False)] * 2
     assert list(tmp_path.rglob("*.mp4"))
+    again = replay(benchmark, tmp_path, workers=1, environments=1, python=interpreter("simpler"))
+    assert [(each.identical, each.difference) for each in again] == [(True, "")] * 2
+    software = kept_software(tmp_path, results[0])
+    assert (software["mani_skill"], software["sapien"]) == ("3.0.1", "3.0.3")
 
 
 def test_scripted_demonstrations_train_as_bridges_do(

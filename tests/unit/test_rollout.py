@@ -91,6 +91,29 @@ def test_steps_never_exceed_the_limit_even_when_the_last_chunk_would() -> None:
     assert [result.steps for result in results if not result.success] == [7, 7, 7]
 
 
+def test_a_predictor_with_a_memory_hears_whose_observation_it_is_and_when_an_episode_ends() -> None:
+    class Memory(Seeker):
+        draws_noise = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: set[str] = set()
+            self.ended: list[tuple[str, bool]] = []
+
+        def predict_chunk(self, observations: Sequence[Observation]) -> np.ndarray:
+            self.open |= {observation.episode for observation in observations}
+            return super().predict_chunk(observations)
+
+        def end_episode(self, episode: str, result: EpisodeResult | None) -> None:
+            self.open.remove(episode)
+            self.ended.append((episode, result is not None and result.success))
+
+    policy = Memory()
+    results = play(PointWorld(), policy=policy, environments=5, repeats=2)
+    assert not policy.open
+    assert sorted(policy.ended) == sorted((result.episode, result.success) for result in results)
+
+
 def test_predictions_are_batched() -> None:
     policy = Seeker()
     play(PointWorld(), policy=policy, environments=12)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vlm4vla.benchmarks import simulators
+from vlm4vla.benchmarks import osmesa, simulators
 from vlm4vla.benchmarks.simulators import Simulator, install, interpreter, state
 from vlm4vla.core.errors import RecipeError, SimulatorError
 
@@ -73,6 +77,10 @@ def test_a_copy_is_taken_and_a_wrong_one_refused(toy: Simulator, tmp_path: Path)
     assert not state("toy")["models"]
     folder = install("toy", copy_from=Path(toy.source), say=str)
     assert (folder / "data" / "model.urdf").exists()
+    shutil.rmtree(folder)
+    with tarfile.open(tmp_path / "copy.tar.xz", "w:xz") as archive:
+        archive.add(Path(toy.source) / "data", "data")
+    assert (install("toy", copy_from=tmp_path / "copy.tar.xz", say=str) / "data" / "model.urdf").exists()
 
 
 def test_files_are_laid_where_the_simulator_looks_for_them(
@@ -134,3 +142,49 @@ def test_a_damaged_marker_is_shown(toy: Simulator) -> None:
     assert "damaged" in state("toy")["installed"]
     install("toy", say=str)
     assert state("toy")["installed"]["commit"] == toy.commit
+
+
+@pytest.mark.parametrize("required, passes", [("", True), ("libero", True), ("libero,calvin", False)])
+def test_a_required_simulator_that_is_not_there_is_a_failure(
+    tmp_path: Path, required: str, passes: bool
+) -> None:
+    (tmp_path / "integration").mkdir()
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
+    test = "import pytest\n\ndef test_it(): pytest.skip('not installed')\n"
+    (tmp_path / "integration" / "test_calvin.py").write_text(test)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "VLM4VLA_REQUIRE": required}
+    )
+    assert (done.returncode == 0) == passes, done.stdout
+    assert (
+        "VLM4VLA_REQUIRE names calvin, and this was not run: Skipped: not installed" in done.stdout
+    ) != passes
+
+
+def test_osmesa_is_fetched_where_nothing_else_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has neither it, nor EGL, nor apt is told; a file that is no library is not taken for one."""
+    said: list[str] = []
+    monkeypatch.setattr(osmesa.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(osmesa, "egl_works", lambda: True)
+    osmesa.install(tmp_path, said.append)
+    assert said == []
+    monkeypatch.setattr(osmesa, "egl_works", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    osmesa.install(tmp_path, said.append)
+    assert "no EGL" in said[0]
+    osmesa.load(tmp_path)
+    (tmp_path / "osmesa").mkdir()
+    (tmp_path / "osmesa" / "libOSMesa.so.8").write_bytes(b"")
+    with pytest.raises(OSError, match="libOSMesa"):
+        osmesa.load(tmp_path)

@@ -12,10 +12,10 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from vlm4vla.benchmarks import debian
 from vlm4vla.core.errors import SimulatorError
 
 _FOLDER, _DESCRIPTION = "lavapipe", "lvp.json"
@@ -54,25 +54,17 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
     say(f"Vulkan: {_PACKAGE} of {_SUITE}-backports from {mirror} into {target} (the system is not changed)")
     partial = target.with_name(f".{_FOLDER}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "lists" / "partial").mkdir(parents=True)
+    partial.mkdir(parents=True)
     try:
         source = partial / "backports.list"
         source.write_text(f"deb [signed-by={_KEYRING}] {mirror} {_SUITE}-backports main\n", encoding="utf-8")
-        options = [
-            f"Dir::Etc::sourcelist={source}",
-            "Dir::Etc::sourceparts=-",
-            f"Dir::State::lists={partial / 'lists'}",
-            f"Dir::Cache={partial}",
-            "APT::Sandbox::User=",
-        ]
-        apt = ["apt-get", *(part for option in options for part in ("-o", option))]
-        _run([*apt, "update"], partial)
-        _run([*apt, "download", _PACKAGE], partial)
+        command = debian.apt(partial, f"Dir::Etc::sourcelist={source}", "Dir::Etc::sourceparts=-")
+        debian.run([*command, "download", _PACKAGE], partial)
         (package,) = partial.glob(f"{_PACKAGE}_*.deb")
-        _run(["dpkg-deb", "-x", str(package), "unpacked"], partial)
-        (library,) = partial.glob("unpacked/usr/lib/*/libvulkan_lvp.so")
-        (described,) = partial.glob("unpacked/usr/share/vulkan/icd.d/lvp_icd*.json")
-        missing = re.findall(r"(\S+) => not found", _run(["ldd", str(library)], partial))
+        unpacked = debian.unpack([package], partial)
+        (library,) = unpacked.glob("usr/lib/*/libvulkan_lvp.so")
+        (described,) = unpacked.glob("usr/share/vulkan/icd.d/lvp_icd*.json")
+        missing = re.findall(r"(\S+) => not found", debian.run(["ldd", str(library)], partial))
         if missing:
             raise SimulatorError(f"{_PACKAGE} needs {', '.join(missing)}: apt-get install what has them")
         content = json.loads(described.read_text(encoding="utf-8"))
@@ -80,7 +72,7 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
         (partial / _DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         (partial / "version").write_text(package.name.split("_")[1].replace("%3a", ":"), encoding="utf-8")
         library.rename(partial / library.name)
-        for rest in ("unpacked", "lists"):
+        for rest in ("unpacked", "lists", "archives"):
             shutil.rmtree(partial / rest)
         for file in (*partial.glob("*.bin"), package, source):
             file.unlink()
@@ -99,13 +91,3 @@ def _mirror() -> str:
                 if uri.rstrip("/").endswith("/debian") and "snapshot" not in uri:
                     return str(uri.rstrip("/"))
     return _DEFAULT_MIRROR
-
-
-def _run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    if done.returncode:
-        told = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise SimulatorError(f"Vulkan driver: {command[0]} failed: {' / '.join(told)}")
-    return done.stdout

@@ -10,9 +10,10 @@ from __future__ import annotations
 import selectors
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from vlm4vla.benchmarks.software import software_of
 from vlm4vla.benchmarks.wire import START, Reply, Request
 from vlm4vla.benchmarks.workers import LocalWorker, WorkerProcess
 from vlm4vla.core.errors import SimulatorError
@@ -51,13 +52,15 @@ class Pool:
     def __init__(
         self, benchmark: Benchmark, *, places: int, workers: int, time_limit: float, python: str | None = None
     ) -> None:
-        self._benchmark = benchmark
+        self.benchmark = benchmark
         self._local = workers == 0
         self._time_limit = time_limit
         self._python = python
         count = max(1, min(workers, places))
         self._seats = [_Seat(frozenset(range(seat, places, count))) for seat in range(count)]
         self._selector = selectors.DefaultSelector()
+        self.software: Mapping[str, str] = software_of(benchmark) if self._local else {}
+        """What plays, as the worker that started last says; all of a pool have the same."""
         self._last_error = ""
 
     def free(self, occupied: Collection[int]) -> list[int]:
@@ -86,7 +89,7 @@ class Pool:
         while not events:
             if all(seat.failed_starts >= _STARTS for seat in self._seats):
                 raise SimulatorError(
-                    f"no worker of {self._benchmark.name} could be started: {self._last_error}"
+                    f"no worker of {self.benchmark.name} could be started: {self._last_error}"
                 )
             readable = self._seats if self._local else self._select()
             for seat in readable:
@@ -113,9 +116,9 @@ class Pool:
     def _start(self, seat: _Seat) -> None:
         seat.last = None
         if self._local:
-            seat.worker = LocalWorker(self._benchmark)
+            seat.worker = LocalWorker(self.benchmark)
             return
-        seat.worker = WorkerProcess(*self._benchmark.recipe(), python=self._python)
+        seat.worker = WorkerProcess(*self.benchmark.recipe(), python=self._python)
         seat.since = time.monotonic()
         seat.outstanding.append(START)
         self._selector.register(seat.worker, selectors.EVENT_READ, seat)
@@ -132,8 +135,8 @@ class Pool:
             return []
         events: list[Reply | Lost] = []
         for reply in worker.receive():
-            if reply.place == START and reply.benchmark != self._benchmark.name:
-                error = f"recipe() of {self._benchmark.name} made {reply.benchmark} in the worker"
+            if reply.place == START and reply.benchmark != self.benchmark.name:
+                error = f"recipe() of {self.benchmark.name} made {reply.benchmark} in the worker"
                 return [*events, self._lose(seat, error)]
             if reply.error is not None:
                 return [*events, self._lose(seat, reply.error)]
@@ -141,6 +144,7 @@ class Pool:
             seat.since = time.monotonic()
             if reply.place == START:
                 seat.failed_starts = 0
+                self.software = reply.software
             else:
                 events.append(reply)
         if isinstance(worker, WorkerProcess) and worker.ended:

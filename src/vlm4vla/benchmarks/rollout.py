@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from jaxtyping import Float32, UInt8
 
 from vlm4vla.benchmarks.pool import Lost, Pool
 from vlm4vla.benchmarks.progress import Progress
-from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, digest_of, keep_actions
+from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, digest_of, keep_actions, keep_software
+from vlm4vla.benchmarks.software import unpinned
 from vlm4vla.benchmarks.video import video_path, write_index, write_video
 from vlm4vla.benchmarks.wire import Reply, Request
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER, ActionSpec, require_same
 from vlm4vla.core.errors import RecipeError, RunError, SimulatorError
-from vlm4vla.core.interfaces import Benchmark, ChunkPredictor
+from vlm4vla.core.interfaces import Benchmark, ChunkPredictor, EpisodePredictor
+from vlm4vla.core.recipes import fingerprint
 from vlm4vla.core.types import EpisodeResult, EpisodeSpec, Observation
 
 CHAIN = "chain"
@@ -39,7 +41,7 @@ def evaluate(
     environments: int = 8,
     workers: int = 2,
     videos: int = 0,
-    progress: bool = True,
+    progress: bool | Progress = True,
     episodes: Sequence[EpisodeSpec] | None = None,
     time_limit: float = 120.0,
     python: str | None = None,
@@ -77,14 +79,17 @@ def evaluate(
             "Set repeats to 1"
         )
     recorded = _first_of_each_task(chosen, videos)
-    number, shards = shard
-    plays = [(spec, repeat) for repeat in range(repeats) for spec in chosen][number::shards]
+    plays = plays_of(chosen, repeats=repeats, shard=shard)
     ids = [play_id(spec, repeat) for spec, repeat in plays]
     known = [play_id(spec, repeat) for repeat in range(repeats) for spec in (*listed, *chosen)]
     with EpisodeLog(folder, known, shard=shard) as log:
         missing = [play for play, name in zip(plays, ids, strict=True) if log.to_play(name)]
         done = [log.results[name] for name in ids if not log.to_play(name)]
-        display = Progress(benchmark.name, len(plays), done, shown=progress)
+        if isinstance(progress, Progress):
+            display = progress
+            display.begin(done)
+        else:
+            display = Progress(benchmark.name, len(plays), done, shown=progress)
         if missing:
             pool = Pool(
                 benchmark,
@@ -99,8 +104,17 @@ def evaluate(
                 pool.close()
         if folder is not None:
             write_index(folder, recorded, log.results.values())
-        display.finish()
+        if display is not progress:
+            display.finish()
         return [log.results[name] for name in ids]
+
+
+def plays_of(
+    episodes: Sequence[EpisodeSpec], *, repeats: int = 1, shard: tuple[int, int] = (0, 1)
+) -> list[tuple[EpisodeSpec, int]]:
+    """Every play of the shard, in order: an episode and which play of it."""
+    number, shards = shard
+    return [(spec, repeat) for repeat in range(repeats) for spec in episodes][number::shards]
 
 
 def play_id(spec: EpisodeSpec, repeat: int) -> str:
@@ -170,6 +184,8 @@ class _Play:
     """The actions under way."""
     actions: list[Float32[np.ndarray, "steps 7"]] = field(default_factory=list)
     """Those carried out."""
+    looks: list[tuple[int, int, str]] = field(default_factory=list)
+    """What was seen: after how many steps, goals completed by then, digest."""
     start: float = field(default_factory=time.monotonic)
 
     @property
@@ -180,20 +196,22 @@ class _Play:
 
     def take(self, reply: Reply) -> None:
         """Count what a reply says."""
-        self.observation = reply.observation and replace(reply.observation, repeat=self.repeat)
+        name = play_id(self.spec, self.repeat)
+        self.observation = reply.observation and replace(reply.observation, repeat=self.repeat, episode=name)
         self.actions.append(self.chunk[: reply.steps])
         self.steps += reply.steps
         self.steps_for_goal += reply.steps
         if reply.goals_completed > self.goals_completed:
             self.steps_for_goal = 0
         self.goals_completed = reply.goals_completed
+        if reply.observation is not None:
+            self.looks.append((self.steps, self.goals_completed, digest_of(reply.observation.image)))
         if reply.frames is not None:
             self.frames.append(reply.frames)
 
-    def result(self, error: str | None = None) -> EpisodeResult:
+    def result(self, error: str | None = None, *, software: str = "") -> EpisodeResult:
         """The record of the episode as it stands."""
         task, tier = task_and_tier(self.spec)
-        image = None if self.observation is None else self.observation.image
         return EpisodeResult(
             episode=play_id(self.spec, self.repeat),
             task=task,
@@ -203,7 +221,8 @@ class _Play:
             steps=self.steps,
             seconds=round(time.monotonic() - self.start, 3),
             actions=digest_of(*self.actions),
-            last_image="" if image is None else digest_of(image),
+            last_image=self.looks[-1][2] if self.looks else "",
+            software=software,
             error=error,
         )
 
@@ -232,6 +251,9 @@ class _Rollout:
         self._playing: dict[int, _Play] = {}
         self._waiting: dict[int, _Play] = {}
         """Those of them that wait for a prediction."""
+        self._software: Mapping[str, str] = {}
+        self._software_name = ""
+        """What results name it by."""
 
     def play(self, plays: Sequence[tuple[EpisodeSpec, int]]) -> None:
         pending = deque(plays)
@@ -241,7 +263,9 @@ class _Rollout:
                     self._begin(place, *pending.popleft())
             if self._worth_predicting():
                 self._predict()
-            for event in self._pool.wait():
+            events = self._pool.wait()
+            self._note_software()
+            for event in events:
                 if isinstance(event, Lost):
                     pending.extendleft(self._lose(event))
                 else:
@@ -291,22 +315,38 @@ class _Rollout:
                 self._finish(place, lost.error)
             else:
                 play = self._playing.pop(place)
+                self._forget(play_id(play.spec, play.repeat), None)
                 again.append((play.spec, play.repeat))
             self._waiting.pop(place, None)
         return again
 
     def _finish(self, place: int, error: str | None) -> None:
         play = self._playing.pop(place)
-        result = play.result(error)
+        result = play.result(error, software=self._software_name)
         if play.record and self._folder is not None and error is None:
             # Before the result, so that an episode with a result has its video even when we are killed in between.
             write_video(video_path(self._folder, play.spec.id), np.concatenate(play.frames))
         if self._folder is not None and error is None:
-            keep_actions(self._folder, result.episode, play.actions)
+            keep_actions(self._folder, result.episode, play.actions, play.looks)
         self._log.add(result)
+        self._forget(result.episode, result)
         if play.record and self._folder is not None:
             write_index(self._folder, self._recorded, self._log.results.values())
         self._display.add(result)
+
+    def _forget(self, episode: str, result: EpisodeResult | None) -> None:
+        if isinstance(self._predictor, EpisodePredictor):
+            self._predictor.end_episode(episode, result)
+
+    def _note_software(self) -> None:
+        """Keep the versions that play; those that nobody tested are told."""
+        software = self._pool.software
+        if software and software != self._software:
+            self._software = software
+            self._software_name = fingerprint(dict(software))
+            self._display.say(unpinned(self._pool.benchmark, software))
+            if self._folder is not None:
+                keep_software(self._folder, software)
 
 
 def _check_arguments(

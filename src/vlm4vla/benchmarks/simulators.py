@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ SIMULATORS: Mapping[str, Simulator] = {
             commit="",
             needed=(),
             licence="MIT; its models have terms of their own",
+            prepare="vlm4vla.benchmarks.osmesa:install",
             benchmark="libero-long",
             shared=False,
         ),
@@ -136,6 +138,12 @@ def interpreter(name: str) -> str | None:
     raise SimulatorError(f"{name} is not installed: `vlm4vla simulators install {name}`")
 
 
+def pins(name: str) -> dict[str, str]:
+    """Package -> version, of what is installed for a simulator."""
+    parted = (requirement.partition("==") for requirement in simulator(name).requirements)
+    return {package.partition("[")[0]: version for package, _, version in parted}
+
+
 def state(name: str) -> dict[str, Any]:
     """What is there of a simulator."""
     entry, folder = simulator(name), simulator_folder(name)
@@ -161,9 +169,9 @@ def install(
 ) -> Path:
     """Install a simulator and its models; what is there already is not done again.
 
-    `copy_from` is an offline copy of its repository, or of its wheels where it has none; `here` installs the packages
-    into this Python instead of one of its own; `url` is another place of the repository. Nothing passes for installed
-    before all is there.
+    `copy_from` is an offline copy of its repository (a folder, or an archive of it), or a folder of its wheels where it
+    has none; `here` installs the packages into this Python instead of one of its own; `url` is another place of the
+    repository. Nothing passes for installed before all is there.
 
     Raises: SimulatorError with what failed and what to do.
     """
@@ -235,6 +243,10 @@ def _models(entry: Simulator, folder: Path, copy_from: Path | None, url: str, sa
         else:
             say(f"{entry.name}: models from {copy_from}")
             origin = copy_from
+            if copy_from.is_file():
+                with tarfile.open(copy_from) as archive:
+                    archive.extractall(partial, filter="data")
+                origin = partial
             if all((origin / part).is_dir() for part in entry.needed) and not all(
                 (origin / part).exists() for part in places
             ):

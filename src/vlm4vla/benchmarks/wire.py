@@ -10,7 +10,7 @@ import json
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Reply:
     """What was seen after each of them, if the episode is recorded."""
     benchmark: str = ""
     """Name of the worker's benchmark, in its first reply."""
+    software: Mapping[str, str] = field(default_factory=dict)
+    """What plays there, likewise."""
     error: str | None = None
 
 
@@ -113,6 +115,7 @@ def pack_reply(reply: Reply) -> bytes:
         "steps": reply.steps,
         "benchmark": reply.benchmark,
         "error": reply.error,
+        **({"software": dict(reply.software)} if reply.software else {}),
     }
     arrays = {} if reply.frames is None else {"frames": reply.frames}
     if reply.observation is not None:

@@ -23,6 +23,7 @@ import numpy as np
 
 from vlm4vla.benchmarks import wire
 from vlm4vla.benchmarks.registry import load
+from vlm4vla.benchmarks.software import software_of
 from vlm4vla.benchmarks.wire import START, Reply, Request
 from vlm4vla.core.errors import SimulatorError
 from vlm4vla.core.interfaces import Benchmark, Environment, LazyEnvironment
@@ -256,7 +257,7 @@ def main() -> None:
             if host is None:
                 benchmark = load(message[0]["factory"])(**message[0]["arguments"])
                 host = Host(benchmark)
-                reply = Reply(place=START, benchmark=benchmark.name)
+                reply = Reply(place=START, benchmark=benchmark.name, software=software_of(benchmark))
             else:
                 reply = host.answer(wire.unpack_request(*message))
             try:

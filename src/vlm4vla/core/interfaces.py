@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vlm4vla.core.actions import ActionSpec
-from vlm4vla.core.types import Demonstration, EpisodeSpec, Observation, Step
+from vlm4vla.core.types import Demonstration, EpisodeResult, EpisodeSpec, Observation, Step
 
 
 @runtime_checkable
@@ -59,6 +59,15 @@ class ChunkPredictor(Protocol):
 
     def predict_chunk(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch horizon 7"]:
         """One chunk per observation; a row does not depend on its neighbours."""
+        ...
+
+
+@runtime_checkable
+class EpisodePredictor(ChunkPredictor, Protocol):
+    """A predictor that keeps something per episode, a memory or a connection, under `Observation.episode`."""
+
+    def end_episode(self, episode: str, result: EpisodeResult | None) -> None:
+        """Forget it. Without a result it was broken off, and may be begun again under the same name."""
         ...
 
 
@@ -116,4 +125,14 @@ class Benchmark(Protocol):
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """How a worker process constructs an equal benchmark: `module:callable` and its JSON keyword arguments."""
+        ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A benchmark that says which packages decide what its episodes look like; they are recorded with each result."""
+
+    @property
+    def software(self) -> Mapping[str, str]:
+        """Package -> the version that its numbers are known for; empty: any."""
         ...

@@ -141,6 +141,8 @@ class TrainRecipe:
     log_every: int = 50
     validate_every: int = 500
     checkpoint_every: int = 500
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay, to be scored later; 0: the last two only, which always stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,7 +327,7 @@ def check_train(recipe: TrainRecipe, *, processes: int = 1) -> None:
     for name in positive:
         if not 0 < getattr(recipe, name) < math.inf:
             raise RecipeError(f"train.{name} must be positive, not {getattr(recipe, name)}")
-    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "clip_norm", "seed"):
+    for name in ("micro_batch_size", "warmup_steps", "weight_decay", "clip_norm", "keep_every", "seed"):
         if not 0 <= getattr(recipe, name) < math.inf:
             raise RecipeError(f"train.{name} must not be negative, but is {getattr(recipe, name)}")
     rate_factors(recipe)

@@ -23,6 +23,8 @@ class Observation:
     """Proprioception; likewise."""
     repeat: int = 0
     """Which play of the episode this is: policies that draw noise draw other noise in each."""
+    episode: str = ""
+    """Whose observation it is, as its result will be named: for policies that keep something per episode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,8 @@ class EpisodeResult:
     """Digest of the actions carried out: equal for equal rollouts."""
     last_image: str = ""
     """Digest of what was seen at the end."""
+    software: str = ""
+    """Which versions played it: `software/NAME.json` beside the results."""
     error: str | None = None
 
     @property

@@ -94,10 +94,12 @@ class TrialRecord:
 
     @property
     def weights(self) -> str:
-        """`pretrained`, `random`, or `none` for a policy without any."""
+        """`pretrained`, `random`, `none` for a policy without any, `given` for one that was not trained here."""
         if self.trial is None:
             return "unknown"
-        return "none" if self.backbone == RANDOM_POLICY else self.trial.policy.weights
+        if self.trial.train.steps == 0:
+            return "none" if self.backbone == RANDOM_POLICY else "given"
+        return self.trial.policy.weights
 
     @property
     def is_trained(self) -> bool:

@@ -293,6 +293,8 @@ def _label(record: TrialRecord) -> str:
     match record.weights:
         case "none":
             return "random policy"
+        case "given":
+            return record.backbone
         case "random":
             return f"{record.backbone}, random weights"
         case "pretrained":

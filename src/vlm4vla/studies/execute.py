@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlm4vla.benchmarks.progress import Progress
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.benchmarks.simulators import interpreter
@@ -105,7 +106,7 @@ def run_evaluations(
     run.update(episodes=sum(len(benchmark.episodes()) for benchmark in benchmarks))
     spec = benchmarks[0].action_spec if benchmarks else None
     if spec is not None:
-        predictor = _predictor(trial, run.folder, checkpoint, spec, resources)
+        predictor = predictor_of(trial, run.folder, checkpoint, spec, resources)
         for recipe in trial.evaluations:
             run_evaluation(predictor, recipe, run.folder, resources)
 
@@ -122,7 +123,7 @@ def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources)
         # Shards may be on other machines; each writes a file of its own.
         part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
         with locked(folder / f".lock{part}", what=f"the trial {trial.name!r}"):
-            predictor = _predictor(trial, folder, None, benchmark.action_spec, resources)
+            predictor = predictor_of(trial, folder, None, benchmark.action_spec, resources)
             return run_evaluation(predictor, recipe, folder, resources)
     if not (folder / "policy.json").exists():
         held = ", ".join(path.parent.name for path in sorted(folder.glob("trials/*/trial.json")))
@@ -130,7 +131,7 @@ def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources)
         raise RunError(
             f"{folder}: neither a trial's folder (trial.json) nor a checkpoint (policy.json){hint}"
         )
-    return run_evaluation(_load(folder, resources), recipe, folder, resources)
+    return run_evaluation(load_policy(folder, resources), recipe, folder, resources)
 
 
 def trained_for(checkpoint: Path) -> tuple[EvaluationRecipe, ...]:
@@ -143,9 +144,14 @@ def trained_for(checkpoint: Path) -> tuple[EvaluationRecipe, ...]:
 
 
 def run_evaluation(
-    predictor: ChunkPredictor, recipe: EvaluationRecipe, folder: Path, resources: Resources
+    predictor: ChunkPredictor,
+    recipe: EvaluationRecipe,
+    folder: Path,
+    resources: Resources,
+    *,
+    display: Progress | None = None,
 ) -> list[EpisodeResult]:
-    """Play what is missing of one evaluation into a trial's folder; every result."""
+    """Play what is missing of one evaluation into a trial's folder; every result. `display` is that of several."""
     if not 1 <= recipe.execute <= predictor.horizon:
         raise RecipeError(
             f"the policy predicts {predictor.horizon} actions, so it cannot execute {recipe.execute} of them; "
@@ -180,7 +186,7 @@ def run_evaluation(
         python=python,
         workers=resources.workers,
         videos=resources.videos,
-        progress=resources.progress,
+        progress=resources.progress if display is None else display,
         repeats=recipe.repeats,
         shard=resources.shard,
     )
@@ -259,20 +265,26 @@ def last_words(log: Path) -> str:
     return told[0] if told else f"{lines[-1] if lines else 'it printed nothing'} (all of it: {log})"
 
 
-def _predictor(
+def predictor_of(
     trial: Trial, folder: Path, checkpoint: Path | None, spec: ActionSpec, resources: Resources
 ) -> ChunkPredictor:
+    """A trial's policy, of its last checkpoint or the given one. Raises: RunError when it has none."""
     if not is_trained(trial):
         return RandomPredictor(spec, trial.policy.horizon, seed=trial.train.seed)
     from vlm4vla.training.checkpoints import latest_checkpoint
 
     latest = checkpoint or latest_checkpoint(folder / "checkpoints")
+    if latest is None and trial.train.steps == 0:
+        raise RunError(
+            f"{folder}: its policy was not trained here: name it with --policy instead of the folder"
+        )
     if latest is None:
         raise RunError(f"{folder}: no checkpoint, so there is nothing to evaluate; train it first")
-    return _load(latest, resources)
+    return load_policy(latest, resources)
 
 
-def _load(checkpoint: Path, resources: Resources) -> ChunkPredictor:
+def load_policy(checkpoint: Path, resources: Resources) -> ChunkPredictor:
+    """The policy of a checkpoint's folder, on the device that the resources name."""
     device = device_named(resources.device)
     from vlm4vla.policies.predictor import Predictor
     from vlm4vla.policies.vla import VLA

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
 
 from vlm4vla import __version__
+from vlm4vla.benchmarks.software import processor
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import Trial, TuneRecipe, fingerprint, from_json, to_json
 from vlm4vla.studies.energy import EnergyMeter
@@ -250,7 +251,7 @@ def provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "platform": platform.platform(),
-        "machine": _processor(),
+        "machine": processor(),
         "cpus": os.cpu_count(),
         **facts,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -304,13 +305,3 @@ def _checkout() -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "src"))
     except (OSError, subprocess.CalledProcessError):  # no git here, or it does not trust the folder
         return None, None
-
-
-def _processor() -> str:
-    """The processor's name, e.g. `AMD EPYC 7763`."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -32,7 +32,7 @@ from vlm4vla.training.progress import RunState
 
 FORMAT = 1
 KEPT = 2
-"""How many checkpoints stay; older ones are deleted."""
+"""How many checkpoints stay to be continued from; older ones are deleted, or keep their policy alone."""
 _STATE = "training_state"
 
 
@@ -41,12 +41,23 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(_oldest_first(folder)), None)
 
 
+def step_of(checkpoint: Path) -> int:
+    """After how many steps it was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 class Checkpoints:
     """The checkpoints of one training."""
 
-    def __init__(self, folder: Path, *, identity: str, provenance: Mapping[str, Any]) -> None:
-        """`identity` says what is trained on what: a checkpoint with another one is refused."""
+    def __init__(
+        self, folder: Path, *, identity: str, provenance: Mapping[str, Any], keep_every: int = 0
+    ) -> None:
+        """`identity` says what is trained on what: a checkpoint with another one is refused.
+
+        Of every `keep_every` steps the policy stays, without what continuing needs; 0: of none.
+        """
         self.folder, self._identity, self._provenance = folder, identity, provenance
+        self._keep_every = keep_every
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is."""
@@ -139,19 +150,19 @@ class Checkpoints:
         pointer.write_text(target.name + "\n", encoding="utf-8")
         pointer.replace(self.folder / "latest")
         for old in _oldest_first(self.folder)[:-KEPT]:
-            shutil.rmtree(old)
+            kept = self._keep_every and step_of(old) % self._keep_every == 0
+            shutil.rmtree(old / _STATE if kept else old, ignore_errors=bool(kept))
 
 
 def how_to_go_on(path: Path) -> str:
     """What to do about a damaged checkpoint."""
-    others = [other for other in _oldest_first(path.parent) if other != path]
+    others = [other for other in _oldest_first(path.parent) if other != path and (other / _STATE).is_dir()]
     then = f"go on from {others[-1].name}" if others else "start again"
     return f"Delete {path} and run the same command again to {then}."
 
 
 def _oldest_first(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("step-*") if path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=step_of)
 
 
 def _moments(learner: Learner, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Tensor]:

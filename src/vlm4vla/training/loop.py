@@ -95,7 +95,10 @@ def run(
     recipe = task.recipe
     recipes.check_train(recipe)
     checkpoints = Checkpoints(
-        folder / "checkpoints", identity=task.identity, provenance=dict(provenance or {})
+        folder / "checkpoints",
+        identity=task.identity,
+        provenance=dict(provenance or {}),
+        keep_every=recipe.keep_every,
     )
     latest = latest_checkpoint(checkpoints.folder)
     state = checkpoints.read(latest) if latest else RunState()

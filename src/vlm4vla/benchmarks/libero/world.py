@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from vlm4vla.benchmarks import osmesa
+from vlm4vla.benchmarks.simulators import simulator_folder
 from vlm4vla.core.errors import SimulatorError
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -156,6 +158,8 @@ def _generator_kept() -> Iterator[None]:
 def _imported(renderer: str) -> SimpleNamespace:
     """What is used of LIBERO. OpenGL is chosen by the environment, which has to be right before it is imported."""
     os.environ["MUJOCO_GL"] = renderer
+    if renderer == "osmesa":
+        osmesa.load(simulator_folder("libero"))
     if not re.fullmatch(r"\d+(,\d+)*", os.environ.get("CUDA_VISIBLE_DEVICES", "0")):
         del os.environ[
             "CUDA_VISIBLE_DEVICES"
@@ -176,7 +180,8 @@ def _imported(renderer: str) -> SimpleNamespace:
     except (ImportError, AttributeError, RuntimeError) as error:
         raise SimulatorError(
             f"LIBERO cannot draw with {renderer} ({error}). EGL needs a driver (Debian: libegl1 libgl1-mesa-dri) and "
-            "MUJOCO_EGL_DEVICE_ID, where it is set, the number of one of its displays; OSMesa needs libosmesa6"
+            "MUJOCO_EGL_DEVICE_ID, where it is set, the number of one of its displays; evaluation.renderer=osmesa "
+            "needs libosmesa6, which `vlm4vla simulators install libero` fetches where there is no EGL"
         ) from error
     return SimpleNamespace(
         folder=get_libero_path,

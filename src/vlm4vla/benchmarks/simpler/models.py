@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 _ROBOT = ("mani_skill2_real2sim/assets/descriptions/widowx_description", "data/robots/widowx")
 _BRIDGE = "data/tasks/bridge_v2_real2sim_dataset"
@@ -45,6 +43,10 @@ def substitutes(folder: Path) -> list[str]:
 
 def separate_parts(path: Path) -> list[Float[np.ndarray, "points 3"]]:
     """The points of each part of a collision file (.obj): what shares no point with the rest, as SAPIEN 2 has it."""
+    # Here, since every simulator's own Python reads this module, and not all of them have scipy.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     points = np.array([words[1:4] for words in lines if words[:1] == ["v"]], dtype=np.float64)
     kinds, kind = np.unique(points, axis=0, return_inverse=True)

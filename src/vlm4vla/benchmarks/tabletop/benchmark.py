@@ -146,6 +146,11 @@ class Tabletop:
         scene = Scene()
         return [self._episode(scene, task, i) for task in self.tasks for i in range(self.episodes_per_task)]
 
+    @property
+    def software(self) -> Mapping[str, str]:
+        """MuJoCo."""
+        return {"mujoco": ""}
+
     def make_environment(self) -> TabletopEnvironment:
         """A fresh environment of this benchmark's picture size."""
         return TabletopEnvironment(self.image_size, self.renderer)
@@ -216,6 +221,11 @@ class TabletopChain:
         """Chains whose every goal makes sense after the expert has reached the one before."""
         environment = TabletopEnvironment(image_size=8)
         return [self._episode(environment, index) for index in range(self.count)]
+
+    @property
+    def software(self) -> Mapping[str, str]:
+        """MuJoCo."""
+        return {"mujoco": ""}
 
     def make_environment(self) -> TabletopEnvironment:
         """A fresh environment of this benchmark's picture size."""

@@ -1,0 +1,131 @@
+"""Policies from outside, code of somebody or a server: evaluated, recorded and reported like our own.
+
+Its folder is that of a trial without training, named by what the policy is. What a server says of itself must stay the
+same while its evaluations are continued; where it runs need not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.core.interfaces import ChunkPredictor
+from vlm4vla.core.recipes import (
+    DemonstrationRecipe,
+    EvaluationRecipe,
+    PolicyRecipe,
+    TrainRecipe,
+    Trial,
+    fingerprint,
+)
+from vlm4vla.core.types import EpisodeResult
+from vlm4vla.studies.checks import Resources
+from vlm4vla.studies.execute import run_evaluation
+from vlm4vla.studies.runs import RunStore, locked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsidePolicy:
+    """How a policy is reached."""
+
+    address: str
+    """`ws://host:port`, `module:name` or `file.py:name`."""
+    name: str = ""
+    """What reports call it; empty: its address."""
+    protocol: str = "auto"
+    layout: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Changes to how observations and actions travel (`serving.layout.Layout`)."""
+    seconds: float = 120.0
+    """For an answer."""
+    connections: int = 1
+    """Observations that are asked for at a time."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a server."""
+        return self.address.startswith(("ws://", "wss://"))
+
+
+def evaluate_outside(
+    policy: OutsidePolicy,
+    recipe: EvaluationRecipe,
+    store: RunStore,
+    resources: Resources,
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> tuple[Path, list[EpisodeResult]]:
+    """Play what is missing of an evaluation, into the folder of the policy; the folder and every result.
+
+    Raises: RunError when the policy breaks or has become another one, RecipeError and ActionSpecMismatch before.
+    """
+    if not policy.is_remote:
+        from vlm4vla.serving.module import ModulePolicy
+
+        spec = make_benchmark(recipe).action_spec
+        code = ModulePolicy(policy.address, spec, execute=recipe.execute)
+        return _play(
+            policy,
+            {"sha256": code.sha256, "version": code.version},
+            {},
+            code,
+            recipe,
+            store,
+            resources,
+            notes,
+        )
+    from vlm4vla.serving.client import RemotePolicy
+    from vlm4vla.serving.codec import plain
+
+    with closing(
+        RemotePolicy(
+            policy.address,
+            make_benchmark(recipe).action_spec,
+            benchmark=recipe.benchmark,
+            execute=recipe.execute,
+            protocol=policy.protocol,
+            changes=policy.layout,
+            seconds=policy.seconds,
+            connections=policy.connections,
+        )
+    ) as remote:
+        identity = {"protocol": remote.protocol, "layout": dataclasses.asdict(remote.layout)}
+        facts = {"metadata": plain(remote.metadata)}
+        return _play(policy, identity, facts, remote, recipe, store, resources, notes)
+
+
+def _play(
+    policy: OutsidePolicy,
+    identity: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    predictor: ChunkPredictor,
+    recipe: EvaluationRecipe,
+    store: RunStore,
+    resources: Resources,
+    notes: Mapping[str, Any] | None,
+) -> tuple[Path, list[EpisodeResult]]:
+    trial = _trial(policy.name or policy.address, identity)
+    recorded = {"policy": {**identity, **facts}}
+    with store.open(trial, facts=recorded, notes={"address": policy.address, **(notes or {})}) as run:
+        run.begin()
+        run.update(state="done", phase="evaluate")
+        folder = run.folder
+    part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
+    with locked(folder / f".lock{part}", what=f"the policy {trial.name!r}"):
+        return folder, run_evaluation(predictor, recipe, folder, resources)
+
+
+def _trial(name: str, identity: Mapping[str, Any]) -> Trial:
+    """Nothing is trained; the name holds what the policy is, so that another one gets another folder."""
+    named = f"{name}@{fingerprint({'name': name, **identity})[:8]}"
+    return Trial(
+        name=named,
+        policy=PolicyRecipe(backbone=named),
+        demonstrations=DemonstrationRecipe(source="none", episodes=0, looks=()),
+        train=TrainRecipe(steps=0),
+        evaluations=(),
+    )
