@@ -140,7 +140,10 @@ def test_damage_is_told_and_the_last_checkpoint_counts(tmp_path: Path) -> None:
     found, problems = reported.read(score(study, tmp_path), tmp_path)
     assert found["look A"][0].why.recipe.checkpoint == "step-000200 b"
     assert problems[0][0] == trial.name and "broken.json" in problems[0][1]
+    assert [w.recipe.step for w in found["look A"][0].course] == [100, 200]
     assert "broken.json" in write_study_report(study, tmp_path, tmp_path / "report").read_text()
+    drawn = (tmp_path / "report" / "figures" / "why-steps-look-a.svg").read_text()
+    assert drawn.count("<circle") == 4 * 3 + 1  # four measures before training and twice, and the legend's
 
 
 def test_frames_are_held_out_equally_long_and_hold_what_they_say() -> None:
@@ -202,6 +205,13 @@ def test_any_data_set_has_drift_and_it_is_measured_once(trained: Path) -> None:
     path.unlink()
     list(why(trained))
     assert path.read_bytes() == before
+
+
+def test_every_kept_checkpoint_is_measured_in_order(trained: Path) -> None:
+    steps = [measured.recipe.step for _, measured in why(trained, every=True)]
+    assert steps == [4, 8]
+    ((_, last),) = why(trained)
+    assert last.recipe.step == 8
 
 
 def test_a_frozen_tower_has_not_moved_and_its_probes_read_the_same(trained: Path, tmp_path: Path) -> None:
