@@ -19,7 +19,7 @@ from vlm4vla.training.distributed import Processes
 from vlm4vla.tuning.answering import AnsweringVLM
 from vlm4vla.tuning.collate import DRAWING, SEED, Asked, collate
 from vlm4vla.tuning.drawings import measured, to_tensor
-from vlm4vla.tuning.examples import Conversation
+from vlm4vla.tuning.examples import Conversation, ConversationSource
 from vlm4vla.tuning.generation import DrawingVLM
 from vlm4vla.tuning.generation_sheet import Shown, drawing_sheet
 from vlm4vla.tuning.loop import Batch, TuneBatches, TuneTask, noise_seed, task_of
@@ -78,12 +78,19 @@ class DrawnScore:
 
 
 @torch.no_grad()
-def draw_held_out(recipe: TuneRecipe, checkpoint: Path, folder: Path, *, device: str = "cpu") -> None:
+def draw_held_out(
+    recipe: TuneRecipe,
+    checkpoint: Path,
+    folder: Path,
+    sources: Sequence[ConversationSource] | None = None,
+    *,
+    device: str = "cpu",
+) -> None:
     """Write what a checkpoint draws of held-out pictures, beside the truth, and how near it is, into `folder`.
 
     Nothing where no task has drawings, or where that is written already. Raises: RunError for a damaged checkpoint.
     """
-    task = task_of(recipe)
+    task = task_of(recipe, sources)
     if not isinstance(task, GenerationTask) or (folder / DRAWINGS).exists():
         return
     learner = task.resume(checkpoint).to(device).eval()

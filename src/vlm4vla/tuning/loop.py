@@ -39,6 +39,7 @@ Batch = list[Asked]
 def tune(
     recipe: TuneRecipe,
     folder: Path,
+    sources: Sequence[ConversationSource] | None = None,
     *,
     device: str = "cpu",
     progress: bool = True,
@@ -47,9 +48,12 @@ def tune(
     mirrors: Sequence[str] = (),
     sharding: Sharding = "auto",
 ) -> Path:
-    """Tune a VLM and return the folder of its last checkpoint; `finish` makes the result of it. See `loop.run`."""
+    """Tune a VLM and return the folder of its last checkpoint; `finish` makes the result of it. See `loop.run`.
+
+    `sources`: the recipe's tasks, where they are open already.
+    """
     recipes.check_tune(recipe)
-    task = task_of(recipe)
+    task = task_of(recipe, sources)
     if latest_checkpoint(folder / "checkpoints") is None:
         task.examine()
     facts = {"tuning": task.config, "tasks": [[s.name, s.fingerprint] for s in task.mixture.sources]}
@@ -65,9 +69,9 @@ def tune(
     )
 
 
-def task_of(recipe: TuneRecipe) -> TuneTask:
+def task_of(recipe: TuneRecipe, sources: Sequence[ConversationSource] | None = None) -> TuneTask:
     """With a diffusion branch where answers are drawings. Raises: RecipeError, DataError."""
-    sources = [open_source(part) for part in recipe.tasks]
+    sources = sources or [open_source(part) for part in recipe.tasks]
     if Mixture(recipe.tasks, sources).draws:
         from vlm4vla.tuning.generation_loop import GenerationTask
 
@@ -77,14 +81,21 @@ def task_of(recipe: TuneRecipe) -> TuneTask:
     return TuneTask(recipe, sources)
 
 
-def finish(recipe: TuneRecipe, checkpoint: Path, folder: Path, *, provenance: Mapping[str, Any]) -> Path:
+def finish(
+    recipe: TuneRecipe,
+    checkpoint: Path,
+    folder: Path,
+    sources: Sequence[ConversationSource] | None = None,
+    *,
+    provenance: Mapping[str, Any],
+) -> Path:
     """Write the tuned VLM as an ordinary Hugging Face folder, LoRA merged in, and return it."""
     result = folder / RESULT
     if not result.exists():
         tuned = AnsweringVLM.from_checkpoint(checkpoint, recipe)
         making = folder / f".{RESULT}.making"
         tuned.save(making, provenance={**provenance, "tuning": recipes.to_json(recipe)}, merge=True)
-        for source in (open_source(task) for task in recipe.tasks):
+        for source in sources or [open_source(task) for task in recipe.tasks]:
             if isinstance(source, WordSource):
                 source.save(making)
         making.rename(result)
