@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import tiny_trials
 
 from vlm4vla import cli
 from vlm4vla.backbones.tiny import build_tiny
-from vlm4vla.core.recipes import to_json
+from vlm4vla.core.recipes import TaskRecipe, to_json
 from vlm4vla.training.worker import launch_command
 from vlm4vla.tuning.loop import tune
 
@@ -97,12 +98,16 @@ def test_a_killed_tuning_goes_on_to_the_same_weights(vlm: Path, questions: Path,
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("sharding, drawn", [("none", False), ("full", False), ("auto", True)])
 def test_two_processes_give_the_losses_of_one(
-    sharding: str, vlm: Path, questions: Path, tmp_path: Path
+    sharding: str, drawn: bool, vlm: Path, questions: Path, tmp_path: Path
 ) -> None:
-    """Although one has more answer tokens, and more micro-batches, than the other."""
+    """Although one has more answer tokens, more drawings, and more micro-batches, than the other."""
     recipe = tiny_questions.tuning(vlm, questions, steps=4, validate_every=2, micro_batch_size=1)
+    if drawn:
+        drawings = TaskRecipe(task="tabletop-drawings", options=("scenes=12", "image_size=32"))
+        small = {"generation_size": 16, "generation_width": 32, "generation_layers": 1}
+        recipe = replace(recipe, tasks=(*recipe.tasks, drawings), **small)  # type: ignore[arg-type]
     tune(recipe, tmp_path / "one", progress=False)
     (tmp_path / "tuning.json").write_text(json.dumps(to_json(recipe)))
     arguments = [str(tmp_path / "tuning.json"), str(tmp_path / "two"), "--quiet", "--sharding", sharding]

@@ -30,6 +30,7 @@ from vlm4vla.tuning.generation import BRANCH, DrawingVLM
 from vlm4vla.tuning.generation_loop import DRAWINGS, SHEET, GenerationTask, draw_held_out, read_drawings
 from vlm4vla.tuning.generation_tabletop import COLORS, FAR, NEAR, QUESTIONS, TabletopDrawings
 from vlm4vla.tuning.loop import finish, task_of, tune
+from vlm4vla.tuning.sheet import question_sheet
 from vlm4vla.tuning.spatial_scene import table
 from vlm4vla.tuning.tasks import open_task
 
@@ -83,6 +84,10 @@ def test_the_truth_is_the_simulators() -> None:
                 )  # a block's half diagonal, and half a grey level
                 seen += 1
     assert seen > 20
+    shown = question_sheet([source[0]])  # the picture, and beside it what is to be drawn
+    left, right = shown[6:134, 12:140], shown[6:134, 140:268]
+    assert np.array_equal(right, np.asarray(Image.fromarray(source[0].drawing.pixels).resize((128, 128))))
+    assert left.mean() > 30
     assert all(
         np.array_equal(source[4].images[0], TabletopDrawings(scenes=9, split="test")[4].images[0])
         for _ in "ab"
@@ -121,6 +126,16 @@ def test_measures_know_right_from_wrong_and_by_how_much() -> None:
     assert (
         measured(truth, to_tensor(wide, 8), depth)["depth_error_mm"] < 1000
     )  # one pixel is near enough to count
+
+
+def test_truths_in_which_nothing_is_to_be_seen() -> None:
+    white = np.full((4, 4, 3), 255, dtype=np.uint8)
+    far = Drawing("depth", white, metres=(0.5, 1.0))
+    assert measured(to_tensor(far, 4), to_tensor(far, 4), far) == {}
+    empty = Drawing("segmentation", np.zeros_like(white), colors=COLORS)
+    truth = to_tensor(empty, 4)
+    assert measured(truth, truth, empty)["iou"] == 1
+    assert measured(to_tensor(far, 4), truth, empty)["iou"] == 0
 
 
 def test_your_own_drawings_are_read_and_faults_are_named(tmp_path: Path) -> None:

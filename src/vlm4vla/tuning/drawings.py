@@ -40,8 +40,9 @@ def measured(
     """How near a drawing is to the truth, by the measures of its kind.
 
     `psnr_db`: of colours. `depth_error_mm`, `depth_error_relative`: mean absolute error of a pixel's distance, where
-    the truth is not beyond the range, and its share of that distance. `iou`: of the classes in the truth but for the
-    background, their mean; a pixel is of the class whose colour is nearest.
+    the truth is not beyond the range (nothing where all of it is), and its share of that distance. `iou`: mean over
+    the classes in the truth but for the background; a pixel is of the class whose colour is nearest. Where there is
+    background alone: 1 or 0.
     """
     drawn = drawn.clamp(-1, 1)
     if asked.kind == "image":
@@ -49,6 +50,8 @@ def measured(
         return {"psnr_db": float(-10 * np.log10(max(squared, 1e-10)))}
     if asked.kind == "depth":
         right, seen = _distance(truth, asked)
+        if not seen.any():
+            return {}
         off = np.abs(_distance(drawn, asked)[0] - right)[seen]
         return {
             "depth_error_mm": float(off.mean() * 1000),
@@ -59,7 +62,7 @@ def measured(
         ((said == index) & (right == index)).sum() / ((said == index) | (right == index)).sum()
         for index in np.unique(right[right > 0])
     ]
-    return {"iou": float(np.mean(shares))}
+    return {"iou": float(np.mean(shares)) if shares else float(not said.any())}
 
 
 def classes(picture: Float[Tensor, "3 side side"], asked: Drawing) -> Int64[np.ndarray, "side side"]:

@@ -65,7 +65,7 @@ def tune(
         provenance={**(provenance or {}), **facts},
         stop_after=stop_after,
         mirrors=mirrors,
-        sharding=sharding,
+        sharding="none" if sharding == "auto" and task.mixture.draws else sharding,
     )
 
 

@@ -45,16 +45,19 @@ def spread(source: ConversationSource, count: int) -> list[Conversation]:
 
 def _lines(exchange: Exchange) -> list[str]:
     question = " ".join(exchange.question.replace(IMAGE_MARK, "").split())
-    answer = exchange.answer if exchange.drawing is None else "(top right)"
+    answer = exchange.answer if exchange.drawing is None else "(on the right)"
     return textwrap.wrap(question, _LETTERS) + textwrap.wrap(f"> {answer}", _LETTERS)
 
 
 def _drawn(image: Picture, exchanges: Sequence[Exchange]) -> Image.Image:
     opened = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
     shown = opened.convert("RGB").resize((_SIDE, _SIDE))
+    if (drawing := exchanges[0].drawing) is not None:
+        half, beside = (_SIDE // 2, _SIDE // 2), Image.new("RGB", (_SIDE, _SIDE // 2))
+        beside.paste(shown.resize(half))
+        beside.paste(Image.fromarray(drawing.pixels).resize(half), (_SIDE // 2, 0))
+        return beside
     draw = ImageDraw.Draw(shown)
-    if (drawing := exchanges[0].drawing) is not None:  # over the picture's corner
-        shown.paste(Image.fromarray(drawing.pixels).resize((_SIDE // 2, _SIDE // 2)), (_SIDE // 2, 0))
     for exchange in exchanges:
         places = [(float(x) * _SIDE, float(y) * _SIDE) for x, y in _NUMBERS.findall(exchange.answer)]
         if exchange.measure == "trajectory":
