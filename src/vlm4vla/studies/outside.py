@@ -121,11 +121,16 @@ def _play(
     recorded = {"policy": {**identity, **facts}}
     with store.open(trial, facts=recorded, notes={"address": policy.address, **(notes or {})}) as run:
         run.begin()
+        if resources.shard[1] == 1:
+            with run.phase("evaluate"):
+                results = run_evaluation(predictor, recipe, run.folder, resources)
+            run.update(state="done")
+            return run.folder, results
         run.update(state="done", phase="evaluate")
-        folder = run.folder
-    part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
-    with locked(folder / f".lock{part}", what=f"the policy {trial.name!r}"):
-        return folder, run_evaluation(predictor, recipe, folder, resources)
+    # Shards play side by side, and may be on other machines.
+    part = "-{}-of-{}".format(*resources.shard)
+    with locked(run.folder / f".lock{part}", what=f"a shard of the policy {trial.name!r}"):
+        return run.folder, run_evaluation(predictor, recipe, run.folder, resources)
 
 
 def _trial(name: str, identity: Mapping[str, Any]) -> Trial:
