@@ -401,7 +401,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             (["evaluate"], "needs one of RUN and --policy"),
             (["evaluate", "--policy", "point_world:Seeker"], "needs --benchmark"),
             (["evaluate", "--policy", "nowhere", *common], "neither a folder nor"),
-            (["evaluate", "--policy", "point_world:Seeker", *common, "--plan"], "were trained here"),
+            (["evaluate", "--policy", "point_world:Seeker", *common, "--plan"], "not for --policy"),
+            (["evaluate", "--policy", "a:b", *common, "--checkpoints", "all"], "not for --policy"),
             (["evaluate", "--policy", host.address, *common, "--wire", "state"], "FIELD=VALUE"),
         ]
         for arguments, text in told:

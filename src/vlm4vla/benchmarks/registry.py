@@ -28,6 +28,8 @@ class BenchmarkEntry:
     """What it can show beside the third-person picture, in the factory's argument `shows`."""
     per_worker: int | None = None
     """Environments that one process can have; None: any number."""
+    memory: float = 0.3
+    """GB that a worker is planned with, its measured peak; one that holds more is replaced between episodes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a recipe that differ from the recipe's own defaults."""
 
@@ -56,6 +58,7 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
             simulator="libero",
             shows=("wrist_image", "state"),
             per_worker=1,
+            memory=2.4,
             defaults={"look": "", "renderer": "egl", "image_size": 256, "episodes_per_task": 0, "tasks": ()},
         )
         for suite in ("long", "object", "spatial", "goal", "90")
@@ -63,6 +66,14 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
     "calvin-abc-d": BenchmarkEntry(
         factory="vlm4vla.benchmarks.calvin.benchmark:Calvin",
         fields={"episodes": "episodes_per_task", "renderer": "renderer"},
+        simulator="calvin",
+        per_worker=1,
+        memory=1.0,
+        defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
+    ),
+    "calvin-d-tasks": BenchmarkEntry(
+        factory="vlm4vla.benchmarks.calvin.benchmark:single_tasks",
+        fields={"tasks": "tasks", "episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
         per_worker=1,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
@@ -73,6 +84,7 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         arguments={"renderer": "lavapipe"},
         simulator="simpler",
         per_worker=1,
+        memory=1.3,
         defaults={"look": "", "renderer": "lavapipe", "image_size": 224, "episodes_per_task": 0, "tasks": ()},
     ),
 }

@@ -148,18 +148,25 @@ class RunStore:
 
     @contextmanager
     def open(
-        self, recipe: Trial | TuneRecipe, *, facts: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+        self,
+        recipe: Trial | TuneRecipe,
+        *,
+        facts: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
+        patience: float = _LOCK_SECONDS,
     ) -> Iterator[TrialRun]:
         """Lock a trial's or a tuning's folder, made if it is new, for work.
 
         `facts` are what the result depends on beside the recipe and must stay the same; `notes` are recorded with
-        them when the folder is new. Raises: RunError when another process works on it, when its recipe or the facts
+        them when the folder is new; `patience`: seconds to wait for another process.
+
+        Raises: RunError when another process works on it, when its recipe or the facts
         are others.
         """
         folder = self.folder(recipe)
         trial = isinstance(recipe, Trial)
         what = f"the trial {recipe.name!r}" if isinstance(recipe, Trial) else "this tuning"
-        with locked(folder / ".lock", what=what) as lock:
+        with locked(folder / ".lock", what=what, patience=patience) as lock:
             _keep_recipe(folder / ("trial.json" if trial else "tuning.json"), recipe)
             _keep_provenance(folder / "provenance.json", facts, notes or {})
             with TrialRun(folder, lock, facts) as run:
