@@ -125,10 +125,14 @@ def test_a_server_that_dies_stops_it_and_the_same_again_ends_with_the_same_numbe
         with pytest.raises(RunError, match="no policy server answers"):
             evaluate_outside(policy, recipe, store, QUIET)
         assert log.read_text().splitlines() == kept
+        status = read_json(log.parents[2] / "status.json")
+        assert status["state"] == "failed" and "has gone" in status["error"]
         host.start()
         folder, results = evaluate_outside(policy, recipe, store, QUIET)
         assert timeless(results) == local(3 if protocol == "openpi" else HORIZON)
         assert log.read_text().splitlines()[: len(kept)] == kept
+        status = read_json(folder / "status.json")
+        assert status["state"] == "done" and status["seconds"]["evaluate"] > 0
         noted = read_json(folder / "provenance.json")
         assert noted["address"] == host.address
         assert noted["policy"]["protocol"] == protocol
@@ -393,6 +397,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         table = capsys.readouterr().out
         assert "pi0@" in table and "point_world:Seeker@" in table
         assert "1 action of each chunk" in table and "3 actions of each chunk" in table
+        page = (tmp_path / "report.html").read_text()
+        assert "observation/state" in page and "fast_vocabulary" not in page, "nothing of ours is said of it"
         (trial,) = [
             path.parent for path in tmp_path.glob("trials/*/trial.json") if "pi0@" in path.read_text()
         ]
