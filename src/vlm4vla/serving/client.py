@@ -39,20 +39,23 @@ class RemotePolicy:
         action_spec: ActionSpec,
         *,
         benchmark: str,
+        suite: str = "",
         execute: int,
         protocol: str = "auto",
         changes: Mapping[str, str] | None = None,
         seconds: float = 120.0,
         connections: int = 1,
     ) -> None:
-        """Connects. `changes` are those to the layout; `connections` how many observations are asked for at a time.
+        """Connects. `suite` is LIBERO's, for vla-eval servers that go by it; `changes` are those to the layout;
+        `connections` is how many observations are asked for at a time.
 
         Raises: RecipeError for a bad argument, RunError when no server answers, ActionSpecMismatch when its actions
         cannot be what the benchmark takes.
         """
         if protocol not in PROTOCOLS:
             raise unknown_name("protocol", protocol, PROTOCOLS)
-        self._address, self._seconds, self._benchmark = address, seconds, benchmark
+        self._address, self._seconds = address, seconds
+        self._benchmark, self._suite = benchmark, suite
         self.action_spec, self.horizon = action_spec, execute
         self._width = connections
         first = self._first_line(protocol)
@@ -105,13 +108,13 @@ class RemotePolicy:
         connection = Connection(self._address, self._seconds)
         try:
             if protocol == "vla-eval":
-                return VlaEval(connection, self._benchmark)
+                return VlaEval(connection, self._benchmark, self._suite)
             if protocol == "openpi":
                 return OpenPi(connection)
             try:
                 return OpenPi(connection, connection.receive(_FIRST_WORD_SECONDS))
             except TimeoutError:
-                return VlaEval(connection, self._benchmark)
+                return VlaEval(connection, self._benchmark, self._suite)
         except BaseException:
             connection.close()
             raise
@@ -122,7 +125,9 @@ class RemotePolicy:
                 self._lines.append(OpenPi(Connection(self._address, self._seconds)))
             return self._lines[number]
         if observation.episode not in self._episodes:
-            line = self._spare or VlaEval(Connection(self._address, self._seconds), self._benchmark)
+            line = self._spare or VlaEval(
+                Connection(self._address, self._seconds), self._benchmark, self._suite
+            )
             self._spare = None
             line.begin(observation)
             self._episodes[observation.episode] = line

@@ -149,8 +149,9 @@ class OpenPi:
 class VlaEval:
     """A session: greetings, then episodes of numbered observations and actions (protocol 1)."""
 
-    def __init__(self, connection: Connection, benchmark: str) -> None:
+    def __init__(self, connection: Connection, benchmark: str, suite: str = "") -> None:
         self.connection = connection
+        self._suite = suite
         self._number = 0
         self._asked: list[int] = []
         self._instruction = ""
@@ -160,7 +161,7 @@ class VlaEval:
 
     def begin(self, observation: Observation) -> None:
         """An episode, of which this is the first observation."""
-        task = {"name": observation.instruction, "episode_id": observation.episode}
+        task = {"name": observation.instruction, "suite": self._suite, "episode_id": observation.episode}
         self._send("episode_start", {"task": task})
 
     def ask(self, observation: Observation, layout: Layout) -> None:
