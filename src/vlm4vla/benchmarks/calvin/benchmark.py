@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 from vlm4vla.benchmarks.calvin.oracle import TASKS
 from vlm4vla.benchmarks.calvin.sequences import chains, initial_state, instructions
 from vlm4vla.benchmarks.calvin.world import SCENES, State, World
+from vlm4vla.benchmarks.egl import require_context
 from vlm4vla.benchmarks.simulators import pins, simulator_folder
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError
@@ -28,6 +29,8 @@ _LOOK_FROM = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 _LOOK_AT = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
 _UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
 _FIELD, _NEAR, _FAR = 10, 0.01, 10
+_UNSHADED = 4
+"""The first two pictures of an OpenGL context have no shadows, also those of an empty world; two more to be sure."""
 RENDERERS = ("egl", "tiny")
 """The data set was drawn with EGL; TinyRenderer needs no OpenGL, and its pictures differ by 20 grey levels."""
 
@@ -97,7 +100,9 @@ class CalvinEnvironment:
         self._completed = 0
         self._view = self._client.computeViewMatrix(_LOOK_FROM, _LOOK_AT, _UP)
         self._projection = self._client.computeProjectionMatrixFOV(_FIELD, 1, _NEAR, _FAR)
-        self._drawn = False
+        if renderer == "egl":
+            for _ in range(_UNSHADED):
+                self._picture()
 
     def reset(self, episode: EpisodeSpec) -> Observation:
         """Build the desk as the chain finds it."""
@@ -129,9 +134,6 @@ class CalvinEnvironment:
 
     def observe(self) -> Observation:
         """The static camera, 200 x 200, and what is to be done now."""
-        if not self._drawn:  # the first picture of an OpenGL context has no shadows
-            self._drawn = True
-            self._picture()
         current = self._goals[min(self._completed, len(self._goals) - 1)]
         return Observation(self._picture(), current.instruction)
 
@@ -145,6 +147,8 @@ class CalvinEnvironment:
         pixels = p.getCameraImage(
             SIDE, SIDE, self._view, self._projection, renderer=kind, flags=p.ER_NO_SEGMENTATION_MASK
         )[2]
+        if self._renderer == "egl":
+            require_context("CALVIN")
         return np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8).reshape(SIDE, SIDE, 4)[:, :, :3])
 
 
