@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlm4vla.studies.mini import mini
+from vlm4vla.studies.paper import table_4
 from vlm4vla.studies.study import Scale, Study
 
 
@@ -20,3 +21,29 @@ def make(scale: Scale) -> Study:
             trials[name] = replace(trial, train=shorter, evaluations=evaluations)
         rows.append(replace(row, trials=trials))
     return replace(whole, name="smoke", rows=tuple(rows))
+
+
+def tuned(scale: Scale) -> Study:
+    """Table 4's six cells in very small: actions injected or not, vision frozen or trained, twice."""
+    whole = table_4("tabletop")
+    rows = []
+    for row in whole.rows:
+        trials = {}
+        for name, trial in row.trials.items():
+            demonstrations = replace(trial.demonstrations, episodes=24)
+            train = replace(
+                trial.train, steps=6, batch_size=8, warmup_steps=2, checkpoint_every=6, validate_every=6
+            )
+            evaluations = tuple(
+                replace(e, tasks=("press",), episodes_per_task=1) for e in trial.evaluations[:1]
+            )
+            tuning = trial.tuning
+            if tuning is not None:
+                asked = replace(tuning.tasks[0], demonstrations=demonstrations)
+                shorter = replace(tuning.train, steps=4, batch_size=4, warmup_steps=1)
+                tuning = replace(tuning, tasks=(asked,), train=shorter)
+            trials[name] = replace(
+                trial, demonstrations=demonstrations, train=train, evaluations=evaluations, tuning=tuning
+            )
+        rows.append(replace(row, trials=trials))
+    return replace(whole, name="smoke-tuned", rows=tuple(rows))

@@ -25,6 +25,7 @@ from vlm4vla.cli_serve import add_command as add_serve
 from vlm4vla.cli_simulators import add_commands as add_simulators
 from vlm4vla.cli_study import add_command as add_study
 from vlm4vla.cli_tune import add_commands as add_tune
+from vlm4vla.cli_why import add_command as add_why
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
 from vlm4vla.core.recipes import HEADS
 
@@ -400,6 +401,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_replay(add)
     add_simulators(add)
     add_study(add, work)
+    add_why(add)
     add_tune(add)
 
     made = add("data", data_sets, "Demonstrations on disk: look at them, count them, pack them.")

@@ -24,6 +24,9 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     )
     made.add_argument("--status", action="store_true", help="the same as --plan")
     made.add_argument(
+        "--why", action="store_true", help="measure what its trained policies' layers hold, then report"
+    )
+    made.add_argument(
         "--scale", choices=("paper", "tabletop"), default="paper", help="tabletop: the same matrix in small"
     )
     made.add_argument(
@@ -53,8 +56,8 @@ def study(options: argparse.Namespace) -> None:
     if options.list or options.name is None:
         _list(options)
         return
-    if options.plan + options.run + options.status + options.report > 1:
-        raise RecipeError("choose one of --plan, --run, --report and --status")
+    if options.plan + options.run + options.status + options.report + options.why > 1:
+        raise RecipeError("choose one of --plan, --run, --report, --status and --why")
     name: str = options.name
     made = (
         load(name)(options.scale)
@@ -69,6 +72,8 @@ def study(options: argparse.Namespace) -> None:
     made = _with_data(made, options)
     if options.run:
         _run(made, options)
+    elif options.why:
+        _why(made, options)
     elif options.report:
         _report(made, options)
     else:
@@ -78,7 +83,7 @@ def study(options: argparse.Namespace) -> None:
 def _with_data(made: Any, options: argparse.Namespace) -> Any:
     """Folders given now or before under the same --out, those that this study reads."""
     from vlm4vla.studies.runs import read_json, write_json
-    from vlm4vla.studies.study import with_data
+    from vlm4vla.studies.study import sources_of, with_data
 
     kept = options.out / "data.json"
     folders: dict[str, str] = read_json(kept) if kept.exists() else {}
@@ -91,7 +96,7 @@ def _with_data(made: Any, options: argparse.Namespace) -> Any:
     if options.data:
         options.out.mkdir(parents=True, exist_ok=True)
         write_json(kept, folders)
-    read = {trial.demonstrations.source for trial in made.trials}
+    read = sources_of(made)
     return with_data(made, {source: folder for source, folder in folders.items() if source in read})
 
 
@@ -121,7 +126,11 @@ def _list(options: argparse.Namespace) -> None:
     )
     columns = ("name", "in the paper", "rows", "trials", "question")
     print(Table("Studies", columns, rows).text(width=120))
-    print("\n`vlm4vla study NAME --plan` prints its rows; `--scale tabletop` the same matrix in small.")
+    print(
+        "\n`vlm4vla study NAME --plan` prints its rows. `--scale tabletop` is the same matrix in small on the\n"
+        "embedded benchmark, one seed each, some 40 minutes a trial on two idle cores: frozen parts are table-3,\n"
+        "learning rates table-5, prompts table-6, image sizes table-7."
+    )
 
 
 def _plan(made: Any, options: argparse.Namespace) -> None:
@@ -221,6 +230,18 @@ def _run(made: Any, options: argparse.Namespace) -> None:
         run_trials(trials, RunStore(options.out), processes=processes, resources=resources, notes=notes)
     finally:  # what failed is told in the report too
         _report(made, options)
+
+
+def _why(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.studies.choices import given
+    from vlm4vla.studies.runs import RunStore
+    from vlm4vla.studies.why import finished, why
+
+    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr))
+    for folder in finished(made, RunStore(options.out)):
+        for _ in why(folder, told=say, **given(options, "device")):
+            pass
+    _report(made, options)
 
 
 def _report(made: Any, options: argparse.Namespace) -> None:

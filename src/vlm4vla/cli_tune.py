@@ -38,6 +38,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="train.FIELD for training"
     )
+    made.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="that share the training (FSDP2); default 1"
+    )
     made.add_argument("--plan", action="store_true", help="print the recipe, start nothing")
     made.add_argument(
         "--mirror", action="append", default=[], help="copy metrics to tensorboard, trackio or wandb"
@@ -58,7 +61,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 def tune(options: argparse.Namespace) -> None:
     """Training, finished folder, scores."""
     from vlm4vla.studies.runs import RunStore
-    from vlm4vla.studies.tunings import answers_of, chosen, held_out, run_tuning
+    from vlm4vla.studies.tunings import answers_of, chosen, held_out, opened, run_tuning
 
     recipe = chosen_tuning(options)
     if options.plan:
@@ -72,7 +75,8 @@ def tune(options: argparse.Namespace) -> None:
     result = run_tuning(
         recipe, store, resources=resources, notes={"command": " ".join(["vlm4vla", *sys.argv[1:]])}
     )
-    asked = [*(held_out(recipe, questions=options.questions) if recipe.held_out else ())]
+    sources = opened(recipe, store, resources)
+    asked = [*(held_out(recipe, sources, questions=options.questions) if recipe.held_out else ())]
     for task in map(_task_recipe, options.also_score or ()):
         asked += chosen(task, questions=options.questions)
     columns = {
@@ -203,4 +207,7 @@ def _resources(options: argparse.Namespace) -> Resources:
     from vlm4vla.studies.checks import Resources
 
     mirrors = tuple(getattr(options, "mirror", ()))
-    return Resources(progress=not options.quiet, device=options.device, mirrors=mirrors)
+    processes = getattr(options, "gpus", 1)
+    return Resources(
+        progress=not options.quiet, device=options.device, mirrors=mirrors, train_processes=processes
+    )

@@ -23,7 +23,8 @@ COMMAND = [sys.executable, "-m", "vlm4vla.cli", "study", "smoke_study:make"]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -75,6 +76,23 @@ def test_a_study_ends_with_a_report_and_is_not_done_twice(whole: Path) -> None:
     assert again.returncode == 0 and before == {p: p.stat().st_mtime_ns for p in whole.rglob("*.jsonl")}
     status = run(whole, "--status")
     assert "Trials: 2 done." in status.stdout
+
+
+def test_why_is_measured_once_beside_the_runs_and_told_in_the_report(whole: Path) -> None:
+    def kept() -> dict[Path, tuple[int, bytes]]:
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in whole.glob("trials/*/why/*.json")}
+
+    command = [sys.executable, "-m", "vlm4vla.cli", "why", str(whole), "--scenes", "8", "--quiet"]
+    printed = subprocess.check_output(command, env=environment(), text=True, timeout=600)
+    assert printed.count("look A, 8 scenes") == printed.count("look D, 8 scenes") == 2
+    assert "the pretrained VLM" in printed and "its own initialisation" in printed
+    first = kept()
+    assert len(first) == 4
+    assert subprocess.check_output(command, env=environment(), text=True, timeout=600) == printed
+    assert kept() == first
+    assert run(whole, "--report").returncode == 0
+    assert 'id="why"' in (whole / "reports" / "smoke" / "index.html").read_text()
+    assert "way to the goal at the query" in (whole / "reports" / "smoke" / "tables.md").read_text()
 
 
 def test_a_study_that_is_killed_ends_with_the_same_report(whole: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import tiny_trials
 
 from vlm4vla import cli
 from vlm4vla.backbones.tiny import build_tiny
+from vlm4vla.core.recipes import to_json
+from vlm4vla.training.worker import launch_command
+from vlm4vla.tuning.loop import tune
 
 FAST = ("--set", "train.batch_size=4", "--set", "held_out=0.2", "--set", "train.warmup_steps=2")
 
@@ -91,6 +95,25 @@ def test_a_killed_tuning_goes_on_to_the_same_weights(vlm: Path, questions: Path,
         for name in ("whole", "killed")
     ]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_processes_give_the_losses_of_one(
+    sharding: str, vlm: Path, questions: Path, tmp_path: Path
+) -> None:
+    """Although one has more answer tokens, and more micro-batches, than the other."""
+    recipe = tiny_questions.tuning(vlm, questions, steps=4, validate_every=2, micro_batch_size=1)
+    tune(recipe, tmp_path / "one", progress=False)
+    (tmp_path / "tuning.json").write_text(json.dumps(to_json(recipe)))
+    arguments = [str(tmp_path / "tuning.json"), str(tmp_path / "two"), "--quiet", "--sharding", sharding]
+    command = launch_command(2, arguments, program="vlm4vla.tuning.worker")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for split, names in (("train", ("loss", "right", "gradient_norm")), ("held_out", ("loss", "right"))):
+        one, two = (tiny_trials.metrics(tmp_path / name, *names, split=split) for name in ("one", "two"))
+        assert len(one) == len(two) > 0
+        assert all(first == pytest.approx(second, rel=2e-4) for first, second in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ class BenchmarkEntry:
     """What the name itself decides; a recipe that has such a field must agree."""
     simulator: str | None = None
     """Its name among `simulators.SIMULATORS`, where it is another's."""
+    shows: tuple[str, ...] = ()
+    """What it can show beside the third-person picture, in the factory's argument `shows`."""
     per_worker: int | None = None
     """Environments that one process can have; None: any number."""
     memory: float = 0.3
@@ -54,6 +56,7 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
             fields={name: name for name in ("tasks", "episodes_per_task", "image_size", "renderer")},
             arguments={"suite": suite},
             simulator="libero",
+            shows=("wrist_image", "state"),
             per_worker=1,
             memory=2.4,
             defaults={"look": "", "renderer": "egl", "image_size": 256, "episodes_per_task": 0, "tasks": ()},
@@ -66,6 +69,13 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         simulator="calvin",
         per_worker=1,
         memory=1.0,
+        defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
+    ),
+    "calvin-d-tasks": BenchmarkEntry(
+        factory="vlm4vla.benchmarks.calvin.benchmark:single_tasks",
+        fields={"tasks": "tasks", "episodes": "episodes_per_task", "renderer": "renderer"},
+        simulator="calvin",
+        per_worker=1,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
     "simpler-bridge": BenchmarkEntry(
@@ -97,6 +107,11 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
             f"benchmark {recipe.benchmark!r} has no choice of tasks, the recipe asks for {', '.join(recipe.tasks)}; "
             "leave tasks empty"
         )
+    for name in recipe.shows:
+        if name not in entry.shows:
+            raise RecipeError(
+                f"benchmark {recipe.benchmark!r} shows no {name.replace('_', ' ')}, which the policy asks for"
+            )
     for argument, value in entry.arguments.items():
         if getattr(recipe, argument, value) != value:
             raise RecipeError(
@@ -104,6 +119,8 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
                 f"{getattr(recipe, argument)!r}; set it to {value!r}"
             )
     chosen = {argument: getattr(recipe, name) for argument, name in entry.fields.items()}
+    if recipe.shows:
+        chosen["shows"] = recipe.shows
     benchmark: Benchmark = load(entry.factory)(**entry.arguments, **chosen)
     return benchmark
 

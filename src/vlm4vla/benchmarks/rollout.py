@@ -339,6 +339,10 @@ class _Rollout:
             write_index(self._folder, self._recorded, self._log.results.values())
         self._display.add(result)
 
+    def _forget(self, episode: str, result: EpisodeResult | None) -> None:
+        if isinstance(self._predictor, EpisodePredictor):
+            self._predictor.end_episode(episode, result)
+
     def _note_software(self) -> None:
         """Keep the versions that play; those that nobody tested are told."""
         software = self._pool.software
@@ -348,10 +352,6 @@ class _Rollout:
             self._display.say(unpinned(self._pool.benchmark, software))
             if self._folder is not None:
                 keep_software(self._folder, software)
-
-    def _forget(self, episode: str, result: EpisodeResult | None) -> None:
-        if isinstance(self._predictor, EpisodePredictor):
-            self._predictor.end_episode(episode, result)
 
 
 def _check_arguments(

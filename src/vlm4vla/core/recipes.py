@@ -155,6 +155,8 @@ class TaskRecipe:
     """The folder with its files, where it has some."""
     options: tuple[str, ...] = ()
     """`NAME=VALUE` each; what there is says the task."""
+    demonstrations: DemonstrationRecipe | None = None
+    """Of `actions`, instead of `path`: what is asked about, made or read as a policy's demonstrations are."""
     weight: float = 0.0
     """Share of the conversations drawn, among those of all tasks; 0 for all: every conversation once an epoch."""
 
@@ -201,6 +203,8 @@ class EvaluationRecipe:
     seed: int = 10_000
     repeats: int = 1
     """How often every episode is played; more than once only for policies that draw noise."""
+    shows: tuple[Literal["wrist_image", "state"], ...] = ()
+    """What is observed beside the third-person picture, for policies that ask for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,6 +308,11 @@ def check_tune(recipe: TuneRecipe, *, processes: int = 1) -> None:
     weighted = [task.weight for task in recipe.tasks if task.weight]
     if weighted and (len(weighted) < len(recipe.tasks) or not all(0 < w < math.inf for w in weighted)):
         raise RecipeError("tune.tasks: give every task a positive weight, or none")
+    for task in recipe.tasks:
+        if task.demonstrations is not None and task.path:
+            raise RecipeError(
+                f"tune.tasks: {task.task} has both demonstrations and a folder ({task.path}); name one"
+            )
     if not 0 <= recipe.held_out < 1:
         raise RecipeError(f"tune.held_out must be at least 0 and below 1, not {recipe.held_out}")
     learning = {"vision", "projector", "word_embedding", "language"} - set(recipe.freeze)

@@ -62,7 +62,7 @@ class ChunkDataset:
     def fetch(self, indices: Sequence[int] | Int64[np.ndarray, " batch"]) -> ChunkBatch:
         """Decode the samples with these indices, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
-        owners = self._owners(indices)
+        owners = self.owners(indices)
         observations = []
         actions = np.empty((len(indices), self.horizon, ACTION_SIZE), dtype=np.float32)
         steps = indices - self._starts[owners]
@@ -80,7 +80,7 @@ class ChunkDataset:
     def valid_steps(self, indices: Sequence[int] | Int64[np.ndarray, " batch"]) -> int:
         """How many actions of these samples' chunks are valid, without decoding anything."""
         indices = np.asarray(indices, dtype=np.int64)
-        return int(np.minimum(self._ends[self._owners(indices)] - indices, self.horizon).sum())
+        return int(np.minimum(self._ends[self.owners(indices)] - indices, self.horizon).sum())
 
     def all_actions(self) -> Float32[np.ndarray, "steps 7"]:
         """Every action once, in episode order: what normalisation is fitted to."""
@@ -102,7 +102,8 @@ class ChunkDataset:
             chosen.append(windows[-start % stride :: stride].swapaxes(1, 2))
         return np.concatenate(chosen)
 
-    def _owners(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
+    def owners(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
+        """Of these samples: which of `episodes` each is a step of."""
         return np.searchsorted(self._ends, indices, side="right")
 
 

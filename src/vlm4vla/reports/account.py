@@ -16,9 +16,10 @@ PHASES = ("demonstrations", "train", "evaluate")
 
 
 def costs(records: Sequence[TrialRecord]) -> Html:
-    """Wall time of every trial by phase."""
+    """Wall time of every trial by phase, and the energy of training and evaluation where it was readable."""
     names, looks = labels(records), figures.marks(records)
     longest = max((sum(record.seconds.values()) for record in records), default=0.0)
+    told = any(record.joules for record in records)
     body = []
     for record in records:
         parts = {phase: record.seconds.get(phase, 0.0) for phase in PHASES}
@@ -27,6 +28,9 @@ def costs(records: Sequence[TrialRecord]) -> Html:
             for phase in PHASES
         ]
         whole = sum(parts.values())
+        if told:
+            joules = sum(record.joules.get(phase, 0.0) for phase in PHASES[1:]) if record.joules else None
+            cells.append(element("td", energy(joules), class_="number", data_sort=joules or 0.0))
         body.append(
             element(
                 "tr",
@@ -37,11 +41,16 @@ def costs(records: Sequence[TrialRecord]) -> Html:
             )
         )
     keys = [[element("span", class_=f"key part-{i}"), phase] for i, phase in enumerate(PHASES)]
-    columns = element(
-        "thead", element("tr", *(element("th", *c, scope="col") for c in (["policy"], ["time"], [""], *keys)))
-    )
+    heads = (["policy"], ["time"], [""], *keys, *([["energy"]] if told else []))
+    columns = element("thead", element("tr", *(element("th", *c, scope="col") for c in heads)))
     table = element("table", columns, element("tbody", *body), class_="sortable")
-    note = "Wall-clock time on the machine named under each recipe. Demonstrations are made once and shared."
+    note = "Wall-clock time on the machine named under each recipe. Demonstrations are made once and shared. "
+    note += (
+        "Energy: what the whole machine's processors and GPUs spent on training and evaluation, and on whatever ran "
+        f"beside them; {tables.DASH}: not readable on this machine."
+        if told
+        else "Energy: not readable on this machine."
+    )
     return section("time", "What it cost in time", note, element("div", table, class_="card scroll"))
 
 
@@ -87,6 +96,16 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def energy(joules: float | None) -> str:
+    """`431 J`, `12.3 kJ`, `4.56 MJ`, or a dash for what was not readable."""
+    if joules is None:
+        return tables.DASH
+    for size, name, digits in ((1e6, "MJ", 2), (1e3, "kJ", 1)):
+        if joules >= size:
+            return f"{joules / size:.{digits}f} {name}"
+    return f"{joules:.0f} J"
 
 
 def _pairs(values: Mapping[str, Any]) -> Html:

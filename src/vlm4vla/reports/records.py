@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ class TrialRecord:
     provenance: Mapping[str, Any]
     seconds: Mapping[str, float]
     """Wall time of demonstrations, train and evaluate, as far as known."""
+    joules: Mapping[str, float] = field(default_factory=dict)
+    """Likewise, what the machine spent; empty where it could not be read."""
     metrics: tuple[Metric, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
     earlier: tuple[tuple[int, EvaluationRecord], ...] = ()
@@ -162,7 +164,8 @@ def read_trial(folder: Path) -> TrialRecord:
         fingerprint=folder.name,
         trial=trial,
         provenance=provenance or {},
-        seconds=_read_seconds(status),
+        seconds=_read_phases(status, "seconds"),
+        joules=_read_phases(status, "joules"),
         metrics=_read_metrics(folder / "metrics.jsonl", problems) if expects_training else (),
         evaluations=_read_evaluations(folder / "evaluations", trial, problems),
         earlier=_read_earlier(folder / "checkpoints", problems),
@@ -286,11 +289,11 @@ def _read_metrics(path: Path, problems: list[str]) -> tuple[Metric, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def _read_seconds(status: Mapping[str, Any]) -> dict[str, float]:
-    seconds = status.get("seconds")
-    if not isinstance(seconds, Mapping):
+def _read_phases(status: Mapping[str, Any], unit: str) -> dict[str, float]:
+    spent = status.get(unit)
+    if not isinstance(spent, Mapping):
         return {}
-    return {str(name): float(value) for name, value in seconds.items() if isinstance(value, int | float)}
+    return {str(name): float(value) for name, value in spent.items() if isinstance(value, int | float)}
 
 
 def _read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:

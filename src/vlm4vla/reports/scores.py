@@ -380,6 +380,7 @@ def _facts(trial: Trial, record: TrialRecord | None) -> dict[str, Any]:
         ", ".join(f"{key} {value}" for key, value in entry.items() if value not in ("", 0, [], None))
         for entry in data["evaluations"]
     ]
+    facts["tuning"] = data["tuning"]
     if record is not None:
         facts |= {
             f"run with {name}": version for name, version in record.provenance.get("versions", {}).items()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vlm4vla.reports import account, sections, tables, videos
+from vlm4vla.reports import account, sections, tables, videos, why
 from vlm4vla.reports.ability import ability_tables
 from vlm4vla.reports.estimates import Estimate
 from vlm4vla.reports.markup import Html, element, section
@@ -27,15 +27,16 @@ def write_study_report(study: Study, runs: Path, out: Path) -> Path:
     """
     scores = score(study, runs)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    shown = tables_of(scores)
+    held, damaged = why.read(scores, runs)
+    shown = [*tables_of(scores), *why.tables(held)]
     write_whole(out / "tables.md", "\n\n".join(table.markdown() for table in shown) + "\n")
     write_whole(out / "tables.tex", "\n\n".join(table.latex() for table in shown) + "\n")
     write_whole(out / "scores.json", json.dumps(_plain(scores), indent=1, ensure_ascii=False) + "\n")
-    for name, drawing in figures_of(scores).items():
+    for name, drawing in (figures_of(scores) | why.figures(held)).items():
         write_whole(out / "figures" / f"{name}.svg", drawing.svg(alone=True) + "\n")
         (out / "figures" / f"{name}.pdf").write_bytes(drawing.pdf())
     path = out / "index.html"
-    write_whole(path, page(scores))
+    write_whole(path, page(scores, why.why_section(held), damaged))
     return path
 
 
@@ -68,8 +69,8 @@ def write_index(studies: Iterable[Study], runs: Path, out: Path) -> Path:
     return path
 
 
-def page(scores: StudyScores) -> str:
-    """The page as text."""
+def page(scores: StudyScores, why: Html | None = None, damaged: Sequence[tuple[str, str]] = ()) -> str:
+    """The page as text, with the section `why` where there is one; `damaged`: problems beside those of the scores."""
     study = scores.study
     drawn = [drawing.svg() for drawing in figures_of(scores).values()]
     shown = tables_of(scores)
@@ -81,6 +82,7 @@ def page(scores: StudyScores) -> str:
             (f"more-{number}", table.title.partition(":")[0], _table_section(f"more-{number}", table))
             for number, table in enumerate(shown[1:])
         ),
+        ("why", "Why", why),
         ("fairness", "Fairness", _fairness(scores)),
         ("rollouts", "Rollouts", videos.rollouts(scores.records) if scores.records else None),
         ("curves", "Learning curves", sections.curves(scores.records) if scores.records else None),
@@ -98,7 +100,7 @@ def page(scores: StudyScores) -> str:
     )
     return document(
         f"{study.title} · {study.question}",
-        [head, listed_problems(scores.problems), *(part for _, _, part in present), _method()],
+        [head, listed_problems([*scores.problems, *damaged]), *(part for _, _, part in present), _method()],
     )
 
 

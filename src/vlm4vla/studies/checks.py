@@ -12,7 +12,14 @@ from vlm4vla.backbones.registry import resolve
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.core.errors import RecipeError
-from vlm4vla.core.recipes import DemonstrationRecipe, Trial, check_policy, check_train, normalization_step
+from vlm4vla.core.recipes import (
+    DemonstrationRecipe,
+    Trial,
+    check_policy,
+    check_train,
+    check_tune,
+    normalization_step,
+)
 from vlm4vla.demonstrations import sources
 from vlm4vla.demonstrations.statistics import published
 from vlm4vla.studies.paper_presets import PAPER_BENCHMARKS
@@ -62,7 +69,8 @@ def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None
     if is_trained(trial):
         check_recipe(trial, processes=resources.train_processes)
         check_mirrors(resources.mirrors)
-        maker_of(trial.demonstrations).check(trial.demonstrations)
+        for demonstrations in demonstrations_of(trial):
+            maker_of(demonstrations).check(demonstrations)
         backbone = resolve(trial.policy.backbone)
         if Path(backbone.location).is_absolute() and not Path(backbone.location).is_dir():
             raise RecipeError(
@@ -98,6 +106,13 @@ def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None
 def check_recipe(trial: Trial, *, processes: int = 1) -> None:
     """The part of `check` that looks at nothing but the recipe. Raises: RecipeError."""
     check_policy(trial.policy)
+    if trial.tuning is not None:
+        check_tune(trial.tuning)
+        ours, tuned = ((r.backbone, r.weights) for r in (trial.policy, trial.tuning))
+        if ours != tuned:
+            raise RecipeError(
+                f"{trial.name}: tunes the VLM {tuned}, but the policy's is {ours}; name one in both"
+            )
     check_train(trial.train, processes=processes)
     resolve(trial.policy.backbone)
     for step in trial.policy.normalization:
@@ -114,6 +129,12 @@ def facts_of(trial: Trial) -> dict[str, Any]:
         "demonstrations": maker_of(trial.demonstrations).demonstrations_fingerprint(trial.demonstrations),
         "backbone": digest_of(trial.policy.backbone),
     }
+
+
+def demonstrations_of(trial: Trial) -> list[DemonstrationRecipe]:
+    """What the policy is trained on, and what its VLM is asked about before."""
+    asked = [task.demonstrations for task in trial.tuning.tasks] if trial.tuning else []
+    return [trial.demonstrations, *(recipe for recipe in asked if recipe is not None)]
 
 
 def maker_of(recipe: DemonstrationRecipe) -> ModuleType:

@@ -27,6 +27,7 @@ from vlm4vla.core.recipes import (
     EvaluationRecipe,
     PolicyRecipe,
     Trial,
+    TuneRecipe,
     fingerprint,
     from_json,
     to_json,
@@ -70,8 +71,9 @@ def run_trial(
             if is_trained(trial):
                 with run.phase("demonstrations"):
                     demonstrations = make_demonstrations(trial.demonstrations, store, resources)
+                vlm = None if trial.tuning is None else _tuned(trial.tuning, store, resources, notes)
                 with run.phase("train"):
-                    _train(trial, run, demonstrations, resources)
+                    _train(trial, run, demonstrations, resources, vlm)
             if evaluated:
                 with run.phase("evaluate"):
                     run_evaluations(trial, run, resources)
@@ -233,7 +235,36 @@ def run_evaluation(
     return play() if any(result.error for result in results) else results  # a second attempt, then they stand
 
 
-def _train(trial: Trial, run: TrialRun, demonstrations: Path, resources: Resources) -> None:
+def _tuned(
+    recipe: TuneRecipe, store: RunStore, resources: Resources, notes: Mapping[str, Any] | None
+) -> Path:
+    """The VLM that a trial starts from; trials of one tuning wait for the one that carries it out."""
+    from vlm4vla.studies.tunings import run_tuning
+
+    return run_tuning(recipe, store, resources=resources, notes=notes, patience=_FOREVER)
+
+
+def _train(trial: Trial, run: TrialRun, demonstrations: Path, resources: Resources, vlm: Path | None) -> None:
+    device, resources = settled(run, resources)
+    if resources.train_processes > 1:
+        _train_in_processes(trial, run, demonstrations, resources, device, vlm)
+        return
+    from vlm4vla.training.train import train
+
+    train(
+        trial,
+        open_demonstrations(demonstrations),
+        run.folder,
+        vlm=vlm,
+        device=device,
+        progress=resources.progress,
+        provenance=read_json(run.folder / "provenance.json"),
+        mirrors=resources.mirrors,
+    )
+
+
+def settled(run: TrialRun, resources: Resources) -> tuple[str, Resources]:
+    """The device, and resources with no more training processes than GPUs; both are noted."""
     device = device_named(resources.device)
     if device.startswith("cuda"):
         import torch
@@ -242,20 +273,7 @@ def _train(trial: Trial, run: TrialRun, demonstrations: Path, resources: Resourc
             resources, train_processes=min(resources.train_processes, torch.cuda.device_count())
         )
     _note_training(run.folder / "provenance.json", device, resources.train_processes)
-    if resources.train_processes > 1:
-        _train_in_processes(trial, run, demonstrations, resources, device)
-        return
-    from vlm4vla.training.train import train
-
-    train(
-        trial,
-        open_demonstrations(demonstrations),
-        run.folder,
-        device=device,
-        progress=resources.progress,
-        provenance=read_json(run.folder / "provenance.json"),
-        mirrors=resources.mirrors,
-    )
+    return device, resources
 
 
 def _note_training(path: Path, device: str, processes: int) -> None:
@@ -267,17 +285,26 @@ def _note_training(path: Path, device: str, processes: int) -> None:
 
 
 def _train_in_processes(
-    trial: Trial, run: TrialRun, demonstrations: Path, resources: Resources, device: str
+    trial: Trial, run: TrialRun, demonstrations: Path, resources: Resources, device: str, vlm: Path | None
 ) -> None:
     from vlm4vla.training.worker import launch_command
 
     arguments = [str(run.folder / "trial.json"), str(demonstrations), str(run.folder), "--device", device]
     arguments += ["--provenance", str(run.folder / "provenance.json"), "--quiet"]
+    arguments += [] if vlm is None else ["--vlm", str(vlm)]
     arguments += [part for mirror in resources.mirrors for part in ("--mirror", mirror)]
+    view = TrialView(trial, run.folder)
+    in_processes(launch_command(resources.train_processes, arguments), run, resources, view.line)
+
+
+def in_processes(
+    command: Sequence[str], run: TrialRun, resources: Resources, line: Callable[[], str]
+) -> None:
+    """Run a training's command, `line` shown while it works. Raises: RunError with its last words."""
     log = run.folder / "train.log"
     with log.open("wb") as output, Display(shown=resources.progress) as display:
         process = subprocess.Popen(
-            launch_command(resources.train_processes, arguments),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -286,9 +313,8 @@ def _train_in_processes(
             pass_fds=[run.lock],
         )
         try:
-            view = TrialView(trial, run.folder)
             while process.poll() is None:
-                display.show([view.line()])
+                display.show([line()])
                 display.wait()
         finally:
             process.terminate()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vlm4vla.backbones.registry import resolve
 from vlm4vla.core.recipes import Trial
-from vlm4vla.studies.study import Study
+from vlm4vla.studies.study import Study, sources_of
 
 _DATA: Mapping[str, tuple[str, str]] = {
     "calvin": (
@@ -55,9 +55,14 @@ def reproduction(study: Study) -> str:
     if tuned:
         parts.insert(
             3,
-            "Rows that are tuned before need their VLM first: "
-            + ", ".join(f"`{name}`" for name in tuned)
-            + ".",
+            "Rows that are tuned before: the same command tunes their VLM first. "
+            + (
+                "Published questions are read where they lie: "
+                + " ".join(f"`--data {name}=FOLDER`" for name in files)
+                + " (docs/tuning.md); a row whose files are not named is left out."
+                if (files := sorted(sources_of(study) - set(sources)))
+                else "It is asked about the demonstrations themselves."
+            ),
         )
     if study.notes:
         parts.append("\n".join(f"- {note}." for note in study.notes))

@@ -27,6 +27,7 @@ from vlm4vla import __version__
 from vlm4vla.benchmarks.software import processor
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import Trial, TuneRecipe, fingerprint, from_json, to_json
+from vlm4vla.studies.energy import EnergyMeter
 
 Phase = Literal["demonstrations", "train", "evaluate"]
 Recipe = TypeVar("Recipe", Trial, TuneRecipe)
@@ -48,6 +49,15 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Joules:
+    """What the machine spent by phase, over all resumes, as `studies.energy` reads it."""
+
+    demonstrations: float = 0.0
+    train: float = 0.0
+    evaluate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """How far a trial is: status.json."""
 
@@ -59,6 +69,8 @@ class Status:
     """How many its evaluations have in all; 0 before they are listed."""
     error: str | None = None
     seconds: Seconds = Seconds()
+    joules: Joules | None = None
+    """None where they could not be read for all of these seconds."""
 
 
 class TrialRun:
@@ -90,11 +102,18 @@ class TrialRun:
         """Time spent inside counts for this phase, also when it ends in an error."""
         self.update(phase=name)
         start, before = time.monotonic(), getattr(self.status.seconds, name)
+        metered = Joules() if self.status.seconds == Seconds() else self.status.joules
+        meter = EnergyMeter()
         try:
-            yield
+            with meter:
+                yield
         finally:
             spent = round(before + time.monotonic() - start, 3)
-            self.update(seconds=dataclasses.replace(self.status.seconds, **{name: spent}))
+            joules = None
+            if metered is not None and meter.joules is not None:
+                whole = round(getattr(metered, name) + meter.joules, 1)
+                joules = dataclasses.replace(metered, **{name: whole})
+            self.update(seconds=dataclasses.replace(self.status.seconds, **{name: spent}), joules=joules)
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the status."""
@@ -129,18 +148,25 @@ class RunStore:
 
     @contextmanager
     def open(
-        self, recipe: Trial | TuneRecipe, *, facts: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+        self,
+        recipe: Trial | TuneRecipe,
+        *,
+        facts: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
+        patience: float = _LOCK_SECONDS,
     ) -> Iterator[TrialRun]:
         """Lock a trial's or a tuning's folder, made if it is new, for work.
 
         `facts` are what the result depends on beside the recipe and must stay the same; `notes` are recorded with
-        them when the folder is new. Raises: RunError when another process works on it, when its recipe or the facts
+        them when the folder is new; `patience`: seconds to wait for another process.
+
+        Raises: RunError when another process works on it, when its recipe or the facts
         are others.
         """
         folder = self.folder(recipe)
         trial = isinstance(recipe, Trial)
         what = f"the trial {recipe.name!r}" if isinstance(recipe, Trial) else "this tuning"
-        with locked(folder / ".lock", what=what) as lock:
+        with locked(folder / ".lock", what=what, patience=patience) as lock:
             _keep_recipe(folder / ("trial.json" if trial else "tuning.json"), recipe)
             _keep_provenance(folder / "provenance.json", facts, notes or {})
             with TrialRun(folder, lock, facts) as run:

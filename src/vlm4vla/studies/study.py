@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlm4vla.core.errors import unknown_name
-from vlm4vla.core.recipes import Trial
+from vlm4vla.core.recipes import DemonstrationRecipe, TaskRecipe, Trial
 from vlm4vla.studies.runs import RunStore, read_status
 
 State = Literal["done", "running", "failed", "missing", "needs tuning", "published only"]
@@ -77,10 +77,22 @@ MakeStudy = Callable[[Scale], Study]
 
 def state_of(trial: Trial, row: StudyRow, store: RunStore) -> State:
     """How far a trial of a row is."""
-    if row.tuned_on and not Path(trial.policy.backbone).is_dir():
+    if _waits(trial, row):
         return "needs tuning"
     status = read_status(store.folder(trial))
     return "missing" if status is None else status.state
+
+
+def _waits(trial: Trial, row: StudyRow) -> bool:
+    """Whether a VLM must be tuned first by hand: no recipe tells how, or the folder of a task's files is not named."""
+    if not row.tuned_on or Path(trial.policy.backbone).is_dir():
+        return False
+    return trial.tuning is None or any(is_nowhere(task) for task in trial.tuning.tasks)
+
+
+def is_nowhere(task: TaskRecipe) -> bool:
+    """A task whose files are read from a folder that is not named. Tabletop's are made."""
+    return not (task.path or task.demonstrations or task.task.startswith("tabletop-"))
 
 
 def study_named(name: str, studies: Mapping[str, MakeStudy], scale: Scale) -> Study:
@@ -103,21 +115,42 @@ def counts(study: Study, store: RunStore) -> dict[State, int]:
     return found
 
 
-def with_data(study: Study, folders: Mapping[str, str]) -> Study:
-    """The study on demonstrations that lie in these folders, by source.
+def sources_of(study: Study) -> set[str]:
+    """Names of what its trials read: data sets of demonstrations, and files of tasks."""
+    found = {trial.demonstrations.source for trial in study.trials}
+    for trial in study.trials:
+        for task in trial.tuning.tasks if trial.tuning else ():
+            if task.demonstrations is not None:
+                found.add(task.demonstrations.source)
+            elif not task.task.startswith("tabletop-"):
+                found.add(task.task)
+    return found
 
-    Raises: RecipeError for a source that none of its trials reads.
+
+def with_data(study: Study, folders: Mapping[str, str]) -> Study:
+    """The study on demonstrations that lie in these folders, by source, and files of tasks by task.
+
+    Raises: RecipeError for a name that none of its trials reads.
     """
-    sources = {trial.demonstrations.source for trial in study.trials}
+    sources = sources_of(study)
     for source in folders:
         if source not in sources:
             raise unknown_name(f"source of study {study.name}", source, sorted(sources))
 
     def moved(trial: Trial) -> Trial:
-        folder = folders.get(trial.demonstrations.source)
-        if folder is None:
-            return trial
-        return replace(trial, demonstrations=replace(trial.demonstrations, path=(folder,)))
+        tuning = trial.tuning
+        if tuning is not None:
+            tuning = replace(tuning, tasks=tuple(map(asked, tuning.tasks)))
+        return replace(trial, demonstrations=lying(trial.demonstrations), tuning=tuning)
+
+    def lying(recipe: DemonstrationRecipe) -> DemonstrationRecipe:
+        folder = folders.get(recipe.source)
+        return recipe if folder is None else replace(recipe, path=(folder,))
+
+    def asked(task: TaskRecipe) -> TaskRecipe:
+        if task.demonstrations is not None:
+            return replace(task, demonstrations=lying(task.demonstrations))
+        return replace(task, path=folders.get(task.task, task.path))
 
     rows = tuple(
         replace(row, trials={name: moved(trial) for name, trial in row.trials.items()}) for row in study.rows
@@ -149,8 +182,5 @@ def runnable(study: Study) -> Sequence[Trial]:
     return [
         trial
         for trial in study.trials
-        if not any(
-            row.tuned_on and trial in row.trials.values() and not Path(trial.policy.backbone).is_dir()
-            for row in study.rows
-        )
+        if not any(_waits(trial, row) for row in study.rows if trial in row.trials.values())
     ]

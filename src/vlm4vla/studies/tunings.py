@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ from vlm4vla.core.errors import RecipeError, RunError, VLAError
 from vlm4vla.core.recipes import TaskRecipe, TuneRecipe, check_tune, fingerprint
 from vlm4vla.studies.checks import Resources, digest_of
 from vlm4vla.studies.display import Display, time_left
-from vlm4vla.studies.execute import device_named
-from vlm4vla.studies.runs import RunStore, read_json
+from vlm4vla.studies.execute import device_named, in_processes, make_demonstrations, settled
+from vlm4vla.studies.runs import RunStore, TrialRun, read_json
 from vlm4vla.training.mirrors import check_mirrors
 
 if TYPE_CHECKING:
@@ -29,36 +30,43 @@ def run_tuning(
     *,
     resources: Resources | None = None,
     notes: Mapping[str, Any] | None = None,
+    patience: float = 10.0,
 ) -> Path:
     """Do whatever of a tuning is not done yet, and return the folder of the tuned VLM: a backbone as any other.
+
+    `patience`: seconds to wait for another process that works on it.
 
     Raises: RecipeError, DataError before anything is done; later RunError naming the folder. The same call goes on.
     """
     from vlm4vla.tuning.loop import RESULT, finish, tune
-    from vlm4vla.tuning.mixture import open_source
 
     resources = resources or Resources()
-    check_tune(recipe)
+    check_tune(recipe, processes=resources.train_processes)
     check_mirrors(resources.mirrors)
     resolve(recipe.backbone)
-    tasks = [[source.name, source.fingerprint] for source in map(open_source, recipe.tasks)]
+    sources = opened(recipe, store, resources)
+    tasks = [[source.name, source.fingerprint] for source in sources]
     facts = {"tasks": tasks, "backbone": digest_of(recipe.backbone)}
     try:
-        with store.open(recipe, facts=facts, notes=notes) as run:
+        with store.open(recipe, facts=facts, notes=notes, patience=patience) as run:
             if run.status.state == "done" and (run.folder / RESULT).is_dir():
                 return run.folder / RESULT
             run.begin()
             with run.phase("train"):
+                device, resources = settled(run, resources)
                 told = read_json(run.folder / "provenance.json")
-                checkpoint = tune(
+                if resources.train_processes > 1:
+                    _tune_in_processes(recipe, store, run, resources, device)
+                checkpoint = tune(  # with nothing left to do where other processes did it
                     recipe,
                     run.folder,
-                    device=device_named(resources.device),
+                    sources,
+                    device=device,
                     progress=resources.progress,
                     provenance=told,
                     mirrors=resources.mirrors,
                 )
-                result = finish(recipe, checkpoint, run.folder, provenance=told)
+                result = finish(recipe, checkpoint, run.folder, sources, provenance=told)
             run.update(state="done")
             return result
     except VLAError as error:
@@ -67,12 +75,44 @@ def run_tuning(
         raise RunError(f"tuning {recipe.backbone}: {text}") from error
 
 
-def held_out(recipe: TuneRecipe, *, questions: int = QUESTIONS) -> list[Conversation]:
-    """Conversations that a tuning does not train on, up to so many of every task, evenly spread."""
-    from vlm4vla.tuning.loop import TuneTask
+def opened(recipe: TuneRecipe, store: RunStore, resources: Resources) -> list[ConversationSource]:
+    """A tuning's tasks; demonstrations that they ask about are made unless they are there."""
     from vlm4vla.tuning.mixture import open_source
 
-    task = TuneTask(recipe, [open_source(part) for part in recipe.tasks])
+    found = []
+    for task in recipe.tasks:
+        if task.demonstrations is not None:
+            made = make_demonstrations(task.demonstrations, store, resources)
+            task = replace(task, path=str(made), demonstrations=None)
+        found.append(open_source(task))
+    return found
+
+
+def _tune_in_processes(
+    recipe: TuneRecipe, store: RunStore, run: TrialRun, resources: Resources, device: str
+) -> None:
+    from vlm4vla.training.worker import launch_command
+
+    arguments = [str(run.folder / "tuning.json"), str(run.folder), "--device", device, "--quiet"]
+    arguments += ["--provenance", str(run.folder / "provenance.json")]
+    for number, task in enumerate(recipe.tasks):
+        if task.demonstrations is not None:
+            folder = make_demonstrations(task.demonstrations, store, resources)
+            arguments += ["--demonstrations", f"{number}={folder}"]
+    arguments += [part for mirror in resources.mirrors for part in ("--mirror", mirror)]
+    command = launch_command(resources.train_processes, arguments, program="vlm4vla.tuning.worker")
+    in_processes(
+        command, run, resources, lambda: f"tuning in {resources.train_processes} processes: {run.folder}"
+    )
+
+
+def held_out(
+    recipe: TuneRecipe, sources: Sequence[ConversationSource], *, questions: int = QUESTIONS
+) -> list[Conversation]:
+    """Conversations that a tuning does not train on, up to so many of every task, evenly spread."""
+    from vlm4vla.tuning.loop import TuneTask
+
+    task = TuneTask(recipe, sources)
     return [task.held_out[index] for index in task.held_out.spread_over_sources(questions)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm4vla.core import recipes
+from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.interfaces import DemonstrationSource
 from vlm4vla.core.recipes import TrainRecipe, Trial
 from vlm4vla.demonstrations.chunks import ChunkDataset, ids_of, split_episodes
@@ -31,6 +33,7 @@ def train(
     source: DemonstrationSource,
     folder: Path,
     *,
+    vlm: Path | None = None,
     device: str = "cpu",
     progress: bool = True,
     provenance: Mapping[str, Any] | None = None,
@@ -38,8 +41,11 @@ def train(
     mirrors: Sequence[str] = (),
     sharding: Sharding = "auto",
 ) -> Path:
-    """Train a trial's policy and return the folder of its last checkpoint; see `loop.run`."""
-    task = PolicyTask(trial, source)
+    """Train a trial's policy and return the folder of its last checkpoint; see `loop.run`.
+
+    `vlm`: the folder of its backbone after the trial's tuning.
+    """
+    task = PolicyTask(trial, source, vlm)
     facts = {"trial": task.config, "demonstrations": [source.name, source.fingerprint]}
     return loop.run(
         task,
@@ -59,11 +65,20 @@ class PolicyTask(loop.Task[VLA, Batch]):
     terms: ClassVar[tuple[str, ...]] = TERMS
     advice: ClassVar[str] = "the demonstrations' actions"
 
-    def __init__(self, trial: Trial, source: DemonstrationSource) -> None:
+    def __init__(self, trial: Trial, source: DemonstrationSource, vlm: Path | None = None) -> None:
+        if trial.tuning is not None and vlm is None:
+            raise RecipeError(f"{trial.name}: its VLM is tuned before; name the tuned one's folder")
         self.trial, self.source = trial, source
+        self._policy = (
+            trial.policy if vlm is None else replace(trial.policy, backbone=str(vlm), weights="pretrained")
+        )
         self.name, self.recipe, self.config = trial.name, trial.train, recipes.to_json(trial)
         self.identity = recipes.fingerprint(
-            trial.policy, trial.demonstrations, trial.train, source.fingerprint
+            trial.policy,
+            trial.demonstrations,
+            trial.train,
+            source.fingerprint,
+            *([] if trial.tuning is None else [trial.tuning]),
         )
         self._data: tuple[ChunkDataset, ChunkDataset | None] | None = None
 
@@ -71,7 +86,7 @@ class PolicyTask(loop.Task[VLA, Batch]):
         """A new policy; its head is fitted to the training chunks."""
         trial, (samples, _) = self.trial, self._samples()
         vla = VLA.from_recipe(
-            trial.policy,
+            self._policy,
             action_spec=self.source.action_spec,
             normalization=fit_normalization(trial.policy.normalization, samples.all_actions()),
             seed=trial.train.seed,

@@ -22,9 +22,11 @@ from vlm4vla.training.mirrors import MIRRORS
 from vlm4vla.training.train import train
 
 
-def launch_command(processes: int, arguments: Sequence[str]) -> list[str]:
-    """The command that runs this program in so many processes on this machine, with these `arguments`."""
-    module = ["-m", __name__ if __name__ != "__main__" else "vlm4vla.training.worker", *arguments]
+def launch_command(
+    processes: int, arguments: Sequence[str], *, program: str = "vlm4vla.training.worker"
+) -> list[str]:
+    """The command that runs a program, this one, in so many processes on this machine, with these `arguments`."""
+    module = ["-m", program, *arguments]
     if processes == 1:
         return [sys.executable, *module]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("trial", type=Path, help="the Trial as JSON")
     parser.add_argument("demonstrations", type=Path, help="a folder of demonstrations")
     parser.add_argument("out", type=Path, help="the trial's folder: metrics and checkpoints")
+    parser.add_argument("--vlm", type=Path, help="the tuned VLM to start from; else the recipe's backbone")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--sharding", default="auto", choices=["auto", "full", "none"])
     parser.add_argument("--provenance", type=Path, help="a JSON object to keep in every checkpoint")
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from_json(Trial, json.loads(options.trial.read_text(encoding="utf-8")), where=str(options.trial)),
             open_demonstrations(options.demonstrations),
             options.out,
+            vlm=options.vlm,
             device=options.device,
             progress=not options.quiet,
             provenance=json.loads(options.provenance.read_text()) if options.provenance else None,

@@ -38,6 +38,7 @@ Batch = list[Asked]
 def tune(
     recipe: TuneRecipe,
     folder: Path,
+    sources: Sequence[ConversationSource] | None = None,
     *,
     device: str = "cpu",
     progress: bool = True,
@@ -46,9 +47,12 @@ def tune(
     mirrors: Sequence[str] = (),
     sharding: Sharding = "auto",
 ) -> Path:
-    """Tune a VLM and return the folder of its last checkpoint; `finish` makes the result of it. See `loop.run`."""
+    """Tune a VLM and return the folder of its last checkpoint; `finish` makes the result of it. See `loop.run`.
+
+    `sources`: the recipe's tasks, where they are open already.
+    """
     recipes.check_tune(recipe)
-    task = TuneTask(recipe, [open_source(part) for part in recipe.tasks])
+    task = TuneTask(recipe, sources or [open_source(part) for part in recipe.tasks])
     if latest_checkpoint(folder / "checkpoints") is None:
         task.examine()
     facts = {"tuning": task.config, "tasks": [[s.name, s.fingerprint] for s in task.mixture.sources]}
@@ -64,14 +68,21 @@ def tune(
     )
 
 
-def finish(recipe: TuneRecipe, checkpoint: Path, folder: Path, *, provenance: Mapping[str, Any]) -> Path:
+def finish(
+    recipe: TuneRecipe,
+    checkpoint: Path,
+    folder: Path,
+    sources: Sequence[ConversationSource] | None = None,
+    *,
+    provenance: Mapping[str, Any],
+) -> Path:
     """Write the tuned VLM as an ordinary Hugging Face folder, LoRA merged in, and return it."""
     result = folder / RESULT
     if not result.exists():
         tuned = AnsweringVLM.from_checkpoint(checkpoint, recipe)
         making = folder / f".{RESULT}.making"
         tuned.save(making, provenance={**provenance, "tuning": recipes.to_json(recipe)}, merge=True)
-        for source in (open_source(task) for task in recipe.tasks):
+        for source in sources or [open_source(task) for task in recipe.tasks]:
             if isinstance(source, WordSource):
                 source.save(making)
         making.rename(result)

@@ -52,6 +52,15 @@ def open_source(task: TaskRecipe) -> ConversationSource:
     return source
 
 
+@runtime_checkable
+class GroupedSource(ConversationSource, Protocol):
+    """A source with conversations that are as good as alike, so that they are held out together."""
+
+    def group(self, index: int) -> str:
+        """The same for these."""
+        ...
+
+
 class Mixture:
     """Conversations of several sources, those to train on or those held out, behind one another."""
 
@@ -64,12 +73,17 @@ class Mixture:
                 raise DataError(f"{source.name}: no conversations")
 
     def split(self, *, held_out: float, seed: int) -> tuple[Part, Part]:
-        """What is trained on and what is held out. A conversation's side depends on its number and the seed alone."""
+        """What is trained on and what is held out. A conversation's side depends on its group (else its
+        number) and the seed alone."""
         sides: tuple[list[list[int]], list[list[int]]] = ([], [])
         for source in self.sources:
-            found = split_episodes([str(i) for i in range(len(source))], held_out=held_out, seed=seed)
-            for side, indices in zip(sides, found, strict=True):
-                side.append(indices)
+            group = source.group if isinstance(source, GroupedSource) else str
+            groups = list(map(group, range(len(source))))
+            every = list(dict.fromkeys(groups))
+            _, aside = split_episodes(every, held_out=held_out, seed=seed)
+            held = {every[place] for place in aside}
+            for side, wanted in zip(sides, (False, True), strict=True):
+                side.append([index for index, name in enumerate(groups) if (name in held) == wanted])
         return Part(self.sources, sides[0]), Part(self.sources, sides[1])
 
     @property

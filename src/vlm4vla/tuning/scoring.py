@@ -26,6 +26,7 @@ WORST: Mapping[Measure, float] = {
     "points": 0.0,
     "number": 1.0,
     "trajectory": 1.0,
+    "actions": 1.0,
 }
 """Of every measure; where it is 1, less is better."""
 _RESAMPLED = 16
@@ -45,7 +46,8 @@ class Answer:
     said: str
     value: float
     """In 0..1. `exact`, `choice`: 1 if right; `points`: share inside; `number`: relative error, at most 1;
-    `trajectory`: mean distance in widths of the picture, at most 1."""
+    `trajectory`: mean distance in widths of the picture, at most 1; `actions`: mean absolute error over
+    the range."""
     readable: bool
     """Whether such an answer was found in what was said; else `value` is the worst there is."""
 
@@ -135,6 +137,9 @@ def value_of(exchange: Exchange, said: str) -> float | None:
             return _relative_error(said, float(truth["value"]))
         if exchange.measure == "trajectory":
             return _path_distance(points_in(said), np.asarray(truth["path"], dtype=np.float64))
+        if exchange.measure == "actions":
+            chunk = truth["read"](said)
+            return None if chunk is None else float(np.abs(chunk.clip(-1, 1) - truth["chunk"]).mean() / 2)
     except KeyError as error:
         raise RecipeError(
             f"{exchange.question!r}: measure {exchange.measure!r} needs truth[{error}]"

@@ -193,6 +193,12 @@ TASKS: dict[str, Task] = {
             "tabletop-general": _GENERAL,
         },
     ),
+    "actions": Task(
+        about="instruction and picture -> the action chunk in FAST tokens, from demonstrations (packed folder)",
+        source="Paper 4.4; its wording is not told",
+        verified=False,
+        reader="vlm4vla.tuning.actions:ActionQuestions",
+    ),
     "boxes": Task(
         about="your own pictures: spatial questions made from boxes and depths in a small JSON file",
         source="the head of src/vlm4vla/tuning/spatial_boxes.py",
