@@ -191,7 +191,10 @@ def _print_drawings(rows: Sequence[Mapping[str, str | int | float]], folder: Pat
         )
         for row in rows
     )
-    print(Table("Held-out drawings", ("kind: measure", "drawn", "mean picture", "n"), cells).text(width=150))
+    print(
+        "\n"
+        + Table("Held-out drawings", ("kind: measure", "drawn", "mean picture", "n"), cells).text(width=150)
+    )
     print(f"Drawn:  {folder / SHEET}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,13 @@ from vlm4vla.tuning.examples import IMAGE_MARK, Conversation
 
 _SIDE, _GAP, _LABEL, _LINE = 128, 8, 112, 14
 _COLUMNS = 6
+_ROWS = ("picture", "truth", "drawn", "mean of the\ntraining drawings\n(in brackets)")
+_TEXTS = {
+    "psnr_db": "PSNR {:.1f} dB ({:.1f})",
+    "depth_error_mm": "off by {:.1f} mm ({:.1f})",
+    "depth_error_relative": "{:.1%} ({:.1%})",
+    "iou": "IoU {:.2f} ({:.2f})",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ def drawing_sheet(shown: Sequence[Shown]) -> UInt8[np.ndarray, "height width 3"]
         question = found[0].asked.exchanges[0].question.replace(IMAGE_MARK, "").strip()
         draw.text((_GAP, top), f"{kind}: {question}", fill="black", font=font)
         top += 2 * _LINE
-        for row, label in enumerate(("picture", "truth", "drawn", "mean of the\ntraining drawings")):
+        for row, label in enumerate(_ROWS):
             draw.text((_GAP, top + row * (_SIDE + _GAP)), label, fill="black", font=font)
         for column, one in enumerate(found[:_COLUMNS]):
             left = _LABEL + column * (_SIDE + _GAP)
@@ -65,8 +71,7 @@ def _measures(one: Shown) -> list[str]:
     assert one.asked.drawing is not None
     mine = measured(one.drawn, one.truth, one.asked.drawing)
     mean = measured(one.mean, one.truth, one.asked.drawing)
-    texts = [f"{name.replace('_', ' ')} {mine[name]:.3g} ({mean[name]:.3g})" for name in mine]
-    return [line for text in texts for line in textwrap.wrap(text, 24)][:3]
+    return [_TEXTS[name].format(mine[name], mean[name]) for name in mine]
 
 
 def _picture(asked: Conversation) -> Image.Image:
