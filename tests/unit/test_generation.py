@@ -319,18 +319,18 @@ def test_recipes_that_draw_nothing_are_refused(fields: dict[str, Any], said: str
 
 @pytest.mark.slow
 def test_it_draws_better_than_the_mean_picture(tmp_path: Path) -> None:
-    """A few minutes: depth from the features of the tiny VLM, on pictures that it was not trained on."""
+    """Two to three minutes of one idle core, from the tiny VLM, on pictures that it was not trained on."""
     recipe = TuneRecipe(
         backbone="tiny-qwen3-vl",
         prompt="short",
-        tasks=(TaskRecipe(task=TASK, options=("scenes=1500", "kinds=depth+segmentation")),),
-        train=TrainRecipe(steps=600, batch_size=24, learning_rate=1e-3, warmup_steps=20, schedule="cosine"),
+        tasks=(TaskRecipe(task=TASK, options=("scenes=600", "image_size=64")),),
+        held_out=0.1,
+        generation_layers=3,
+        generation_steps=15,
+        train=TrainRecipe(steps=500, batch_size=12, learning_rate=2e-3, warmup_steps=20, schedule="cosine"),
     )
     draw_held_out(recipe, quiet(recipe, tmp_path), tmp_path)
-    values = {
-        measure: np.mean(
-            [[s.value, s.mean_picture] for s in read_drawings(tmp_path) if s.measure == measure], axis=0
-        )
-        for measure in ("depth_error_mm", "iou")
-    }
-    assert values["depth_error_mm"][0] < values["depth_error_mm"][1] and values["iou"][0] > values["iou"][1]
+    scores = read_drawings(tmp_path)
+    for measure, sign in (("psnr_db", 1), ("depth_error_mm", -1), ("iou", 1)):
+        gains = [sign * (s.value - s.mean_picture) for s in scores if s.measure == measure]
+        assert len(gains) > 10 and np.mean(gains) > 0, measure
