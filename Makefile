@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test slow simulators test-simulators quickstart study bench clean
+.PHONY: help setup check format test slow simulators test-simulators quickstart study simulator-study bench clean
 
 STAMP := .venv/.installed
 BIN := .venv/bin
@@ -50,6 +50,19 @@ quickstart: $(STAMP) ## demonstrations, two VLMs, training, rollouts, report: ru
 
 study: $(STAMP) ## does training from scratch hurt, does freezing the vision encoder hurt: three seeds, about two hours
 	$(BIN)/vlm4vla study mini --run --out runs/studies
+
+# Of each simulator, what its scripted expert shows, and the name under which that is read.
+shown_calvin = --scenes D --tasks open_drawer,turn_on_led --episodes 200
+shown_libero = --tasks put_the_bowl_on_the_plate --episodes 100
+shown_simpler = --tasks carrot,cube --episodes 200
+source = $(if $(filter simpler,$1),bridge,$1)
+define scripted
+	@[ -n "$$(ls runs/studies/scripted/$1 2>/dev/null)" ] || $(BIN)/vlm4vla simulators demonstrate $1 runs/studies/scripted/$1 $(shown_$1)
+	$(BIN)/vlm4vla study scripted-$1 --run --out runs/studies --data $(call source,$1)=runs/studies/scripted/$1
+
+endef
+simulator-study: simulators ## scripted demonstrations, training, closed loop, against chance, on each simulator: hours, continues
+	$(foreach name,$(SIMULATORS),$(call scripted,$(name)))
 
 bench: $(STAMP) ## speed and memory: every program in perf/, results in runs/bench/*.json
 	@mkdir -p runs/bench

@@ -55,7 +55,9 @@ def standard(steps: int = 13, lit: int = 10) -> dict[str, Any]:
     At step `lit` the stove is turned on by hand.
     """
     moves = np.random.default_rng(0).uniform(-1, 1, (steps, 7)).astype(np.float32)
-    environment = Libero("spatial", [DRAWER], renderer=RENDERER).make_environment()
+    environment = Libero(
+        "spatial", [DRAWER], renderer=RENDERER, shows=("wrist_image", "state")
+    ).make_environment()
     specs = Libero("spatial", [DRAWER]).episodes()
     environment.reset(specs[1])
     for move in moves[:4]:
@@ -79,6 +81,10 @@ def standard(steps: int = 13, lit: int = 10) -> dict[str, Any]:
             differing.append(f"state {step}")
         if own_pictures is not None:
             drawn += 1
+            *own_pictures, own_felt = own_pictures
+            *pictures, felt = pictures
+            if not np.allclose(own_felt, felt, atol=1e-6):
+                differing.append(f"what is felt {step}: {own_felt} {felt}")
             if not all(np.array_equal(a, b) for a, b in zip(own_pictures, pictures, strict=True)):
                 differing.append(f"pictures {step}")
     return {
@@ -91,8 +97,9 @@ def standard(steps: int = 13, lit: int = 10) -> dict[str, Any]:
     }
 
 
-def _both(environment: Any) -> tuple[np.ndarray, np.ndarray]:
-    return environment.observe().image, environment.world.picture("robot0_eye_in_hand")
+def _both(environment: Any) -> tuple[np.ndarray, ...]:
+    seen = environment.observe()
+    return seen.image, seen.wrist_image, seen.state
 
 
 def _light(env: Any, now: bool) -> None:
@@ -124,7 +131,10 @@ def _standard(state: int, moves: np.ndarray, lit: int) -> Any:
             move[6] = -move[6]  # LIBERO closes at +1
             seen = env.step(move)[0]
         pictures = [seen[f"{camera}_image"][::-1, ::-1] for camera in ("agentview", "robot0_eye_in_hand")]
-        yield env.get_sim_state(), pictures
+        x, y, z, w = seen["robot0_eef_quat"]  # openpi: examples/libero/main.py
+        turn = np.array([x, y, z]) * 2 * np.arccos(np.clip(w, -1, 1)) / np.sqrt(1 - np.clip(w, -1, 1) ** 2)
+        state = np.concatenate([seen["robot0_eef_pos"], turn, seen["robot0_gripper_qpos"]])
+        yield env.get_sim_state(), [*pictures, state.astype(np.float32)]
     env.close()
 
 

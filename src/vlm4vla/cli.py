@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm4vla import __version__
-from vlm4vla.cli_common import not_negative, positive, resources_of, show_report
+from vlm4vla.cli_common import not_negative, positive, resources_of, show_report, workers
 from vlm4vla.cli_data import add_commands as cli_data_commands
 from vlm4vla.cli_data import data_sets
 from vlm4vla.cli_doctor import doctor
@@ -25,6 +25,7 @@ from vlm4vla.cli_serve import add_command as add_serve
 from vlm4vla.cli_simulators import add_commands as add_simulators
 from vlm4vla.cli_study import add_command as add_study
 from vlm4vla.cli_tune import add_commands as add_tune
+from vlm4vla.cli_why import add_command as add_why
 from vlm4vla.core.errors import RecipeError, RunError, VLAError
 from vlm4vla.core.recipes import HEADS
 
@@ -331,7 +332,7 @@ def build_parser() -> argparse.ArgumentParser:
                 "--processes", type=positive, default=processes, help=f"at work (default {processes})"
             )
         made.add_argument(
-            "--workers", type=not_negative, help="processes that step environments; 0: none beside"
+            "--workers", type=workers, help="processes that step environments, or auto; 0: none beside"
         )
         made.add_argument("--videos", type=not_negative, default=videos, help=f"per task (default {videos})")
         made.add_argument("--device", help="auto, cpu or cuda (default auto)")
@@ -400,6 +401,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_replay(add)
     add_simulators(add)
     add_study(add, work)
+    add_why(add)
     add_tune(add)
 
     made = add("data", data_sets, "Demonstrations on disk: look at them, count them, pack them.")

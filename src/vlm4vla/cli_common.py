@@ -38,6 +38,13 @@ def resources_of(options: argparse.Namespace, **more: Any) -> Resources:
     return Resources(progress=not options.quiet, **given(options, "workers", "videos", "device"), **more)
 
 
+def workers(text: str) -> int:
+    """`--workers`: a number, or `auto`."""
+    from vlm4vla.studies.checks import AUTO
+
+    return AUTO if text == "auto" else not_negative(text)
+
+
 def settings(given: Sequence[str], option: str) -> dict[str, str]:
     """`FIELD=VALUE` texts by field. Raises: RecipeError for one without a sign."""
     for text in given:

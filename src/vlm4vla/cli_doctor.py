@@ -7,7 +7,6 @@ import ctypes.util
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from vlm4vla.benchmarks.machine import core_quota as _quota
+from vlm4vla.benchmarks.machine import memory as _memory
 from vlm4vla.core.errors import VLAError
 
 State = Literal["ok", "note", "problem"]
@@ -163,9 +164,9 @@ def cores() -> Finding:
 
 def memory() -> Finding:
     """Main memory that is free, within the limit of a container."""
-    total, free = _memory()
-    found = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
-    if free < 2 * _GIB:
+    now = _memory()
+    found = f"{now.free / _GIB:.1f} of {now.total / _GIB:.1f} GiB free"
+    if now.free < 2 * _GIB:
         return Finding(
             what="memory",
             state="note",
@@ -263,29 +264,3 @@ def _output(command: list[str]) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _quota() -> float | None:
-    """Cores that a container's limit leaves, where there is one."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def _memory() -> tuple[int, int]:
-    """Total and free bytes."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return total, total
-    kilobytes = {m[1]: int(m[2]) for m in re.finditer(r"(\w+): +(\d+) kB", text)}
-    total, free = kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return total, free
-    return min(total, limit), min(free, limit - used)

@@ -81,8 +81,10 @@ def evaluate(options: argparse.Namespace) -> None:
     """Score a policy once more, in another way."""
     if (options.run is None) == (options.policy is None):
         raise RecipeError("evaluate needs one of RUN and --policy")
+    modes: tuple[int, ...] = options.execute or ()
+    options.execute = modes[0] if modes else None
     if options.run is None and not Path(options.policy).is_dir():
-        _evaluate_outside(options)
+        _evaluate_outside(options, modes)
         return
     from vlm4vla.studies.choices import chosen_evaluation
     from vlm4vla.studies.execute import evaluate_again, trained_for
@@ -91,8 +93,6 @@ def evaluate(options: argparse.Namespace) -> None:
     folder: Path = Path(options.run or options.policy).resolve()
     is_trial = (folder / "trial.json").exists()
     base = read_trial(folder).evaluations if is_trial else trained_for(folder)
-    modes: tuple[int, ...] = options.execute or ()
-    options.execute = modes[0] if modes else None
     recipe = chosen_evaluation(options, base)
     resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
     if options.plan or options.checkpoints or len(modes) > 1:
@@ -107,7 +107,7 @@ def evaluate(options: argparse.Namespace) -> None:
     _print_episodes(recipe, results, as_json=options.json)
 
 
-def _evaluate_outside(options: argparse.Namespace) -> None:
+def _evaluate_outside(options: argparse.Namespace, modes: Sequence[int]) -> None:
     from vlm4vla.studies.choices import chosen_evaluation
     from vlm4vla.studies.outside import OutsidePolicy, evaluate_outside
     from vlm4vla.studies.runs import RunStore
@@ -116,6 +116,8 @@ def _evaluate_outside(options: argparse.Namespace) -> None:
         raise RecipeError(
             f"--policy {options.policy}: neither a folder nor module:name, file.py:name or ws://HOST:PORT"
         )
+    if options.checkpoints or options.plan:
+        raise RecipeError("--checkpoints and --plan are for a trial that was trained here, not for --policy")
     if not options.benchmark:
         raise RecipeError("--policy needs --benchmark too: nothing says what the policy was made for")
     policy = OutsidePolicy(
@@ -129,7 +131,9 @@ def _evaluate_outside(options: argparse.Namespace) -> None:
     resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]])}
     recipe = chosen_evaluation(options, ())
-    evaluate_outside(policy, recipe, RunStore(options.out), resources, notes=notes)
+    for mode in modes or (recipe.execute,):
+        way = dataclasses.replace(recipe, execute=mode)
+        evaluate_outside(policy, way, RunStore(options.out), resources, notes=notes)
     show_report(options.out, title=options.out.resolve().name, as_json=options.json)
 
 

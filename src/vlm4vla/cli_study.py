@@ -1,4 +1,4 @@
-"""`vlm4vla study`: the paper's tables and figures, or one's own, as a plan, as a run, as a status; `vlm4vla why`."""
+"""`vlm4vla study`: the paper's tables and figures, or one's own, as a plan, as a run, as a status."""
 
 from __future__ import annotations
 
@@ -44,39 +44,6 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     )
     made.add_argument("--gpus", type=int, metavar="N", help="that share each training, one trial at a time")
     work(made, processes=2)
-
-    made = add(
-        "why", why, "What training did to a policy's layers: how far they moved, what can be read off them."
-    )
-    made.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a trial's folder, or one that holds trials"
-    )
-    made.add_argument(
-        "--look", action="append", choices=("A", "B", "C", "D"), help="default: of its evaluations"
-    )
-    made.add_argument("--scenes", type=int, metavar="N", help="held-out scenes to look at; default 100")
-    made.add_argument("--device", help="auto, cpu or cuda (default auto)")
-
-
-def why(options: argparse.Namespace) -> None:
-    """Measure trials as far as that is not done, and print what was found."""
-    from vlm4vla.core.recipes import to_json
-    from vlm4vla.reports.why import layers_table
-    from vlm4vla.studies.choices import given
-    from vlm4vla.studies.runs import read_trial
-    from vlm4vla.studies.why import runs_in
-    from vlm4vla.studies.why import why as measure
-
-    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr))
-    found = []
-    for folder in [folder for run in options.runs for folder in runs_in(run)]:
-        made = measure(folder, looks=options.look or (), told=say, **given(options, "scenes", "device"))
-        found += [(read_trial(folder).name, path, measured) for path, measured in made]
-    if options.json:
-        print(json.dumps([{"name": n, "file": str(p), **to_json(m)} for n, p, m in found], indent=1))
-        return
-    for name, path, measured in found:
-        print(layers_table(name, measured).text(width=140), f"\n{path}\n")
 
 
 def study(options: argparse.Namespace) -> None:

@@ -25,13 +25,21 @@ from vlm4vla.benchmarks.calvin.sequences import (
     initial_state,
     instructions,
 )
+from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.benchmarks.replay import replay
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.benchmarks.simulators import simulator_folder
 from vlm4vla.cli import main
 from vlm4vla.core.errors import RecipeError, SimulatorError
+from vlm4vla.core.recipes import EvaluationRecipe
 from vlm4vla.core.types import Goal
 from vlm4vla.demonstrations.calvin import CalvinSource
+from vlm4vla.reports.scores import score
+from vlm4vla.studies.checks import Resources
+from vlm4vla.studies.execute import run_trial
+from vlm4vla.studies.runs import RunStore
+from vlm4vla.studies.scripted import scripted
+from vlm4vla.studies.study import StudyRow
 from vlm4vla.testing import check_benchmark
 
 ARCHIVE = Path(__file__).parents[1] / "assets" / "calvin.tar.xz"
@@ -118,6 +126,48 @@ def test_turns_are_scipys() -> None:
         before, after = (Rotation.random(rng=np.random.default_rng([seed, i])) for i in range(2))
         expected = (after * before.inv()).as_euler("xyz", degrees=True)
         np.testing.assert_allclose(turned(before.as_quat(), after.as_quat()), expected, atol=1e-9)
+
+
+def test_single_tasks_are_the_chains_that_begin_with_them() -> None:
+    recipe = EvaluationRecipe(benchmark="calvin-d-tasks", look="", episodes_per_task=2, renderer="tiny")
+    benchmark = make_benchmark(replace(recipe, tasks=("turn_on_led", "open_drawer")))
+    assert benchmark.name == "calvin-d-tasks-tiny-v1"
+    specs = benchmark.episodes()
+    assert [spec.goals[0].task for spec in specs] == ["turn_on_led"] * 2 + ["open_drawer"] * 2
+    for spec in specs:
+        chain = chains()[int(spec.id.rsplit("/")[-1])]
+        assert len(spec.goals) == 1 and chain.tasks[0] == spec.goals[0].task
+        assert spec.setup["condition"] == dict(chain.condition) and spec.max_steps_per_goal == 360
+    assert Calvin(**benchmark.recipe()[1]).episodes() == specs
+    assert {s.goals[0].task for s in make_benchmark(recipe).episodes()} == set(expert.PLANS)
+    with pytest.raises(RecipeError, match="task that a chain of CALVIN begins with"):
+        make_benchmark(replace(recipe, tasks=("turn_on_leds",)))
+
+
+@needs_pybullet
+def test_a_study_on_scripted_demonstrations_from_files_to_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlm4vla.benchmarks.calvin.benchmark.MAX_STEPS", 20)
+    made = demonstrations("D", ["open_drawer", "turn_on_led"], 2, seed=2, renderer="tiny")
+    write(made, tmp_path / "set" / "training", note="")
+    study = scripted("calvin", steps=2, folder=str(tmp_path / "set"))
+
+    def shorter(row: StudyRow) -> StudyRow:
+        (trial,) = row.trials.values()
+        evaluation = replace(trial.evaluations[0], episodes_per_task=1, renderer="tiny")
+        return replace(row, trials={"seed 0": replace(trial, evaluations=(evaluation,))})
+
+    study = replace(study, rows=tuple(map(shorter, study.rows)))
+    for trial in study.trials:
+        status = run_trial(trial, RunStore(tmp_path / "runs"), resources=Resources(workers=0, progress=False))
+        assert status.state == "done"
+    found = score(study, tmp_path / "runs")
+    assert not found.problems
+    assert {key: cell.episodes for key, cell in found.cells.items()} == {
+        (row.name, task): 1 for row in study.rows for task in ("open_drawer", "turn_on_led")
+    }
+    assert [(pair.first, pair.comparison.paired) for pair in found.pairs] == [("tiny-qwen3-vl", True)] * 2
 
 
 @needs_pybullet

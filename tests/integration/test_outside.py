@@ -311,6 +311,14 @@ def test_code_that_breaks_is_told_with_its_place_and_goes_on_when_mended(
     assert len(list((tmp_path / "out").glob("trials/*"))) == 2, "other code is another policy"
 
 
+def test_code_may_ask_for_what_a_benchmark_does_not_show(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def policy(observations):\n    return 0\n\npolicy.needs = ('state',)\n")
+    recipe = EvaluationRecipe(benchmark="tabletop-d", episodes_per_task=1, execute=3)
+    with pytest.raises(RecipeError, match="shows no state, which the policy asks for"):
+        evaluate_outside(OutsidePolicy(address=f"{path}:policy"), recipe, RunStore(tmp_path / "out"), QUIET)
+
+
 def test_code_that_is_no_policy_is_told(code: Callable[..., str], tmp_path: Path) -> None:
     store = RunStore(tmp_path / "out")
     cases = [
@@ -378,9 +386,13 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         rows = json.loads(capsys.readouterr().out)
         assert {(row["weights"], row["errors"]) for row in rows} == {("given", 0)}
         assert all(row["backbone"].startswith("pi0@") for row in rows)
-        assert cli.main(["evaluate", "--policy", "point_world:Seeker", *common, "--quiet"]) == 0
+        assert (
+            cli.main(["evaluate", "--policy", "point_world:Seeker", *common, "--execute", "1,3", "--quiet"])
+            == 0
+        )
         table = capsys.readouterr().out
         assert "pi0@" in table and "point_world:Seeker@" in table
+        assert "1 action of each chunk" in table and "3 actions of each chunk" in table
         (trial,) = [
             path.parent for path in tmp_path.glob("trials/*/trial.json") if "pi0@" in path.read_text()
         ]
@@ -389,6 +401,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             (["evaluate"], "needs one of RUN and --policy"),
             (["evaluate", "--policy", "point_world:Seeker"], "needs --benchmark"),
             (["evaluate", "--policy", "nowhere", *common], "neither a folder nor"),
+            (["evaluate", "--policy", "point_world:Seeker", *common, "--plan"], "not for --policy"),
+            (["evaluate", "--policy", "a:b", *common, "--checkpoints", "all"], "not for --policy"),
             (["evaluate", "--policy", host.address, *common, "--wire", "state"], "FIELD=VALUE"),
         ]
         for arguments, text in told:

@@ -162,6 +162,26 @@ def test_how_many_episodes_separate_two_rates() -> None:
     assert power_of(0.5, 0.25, needed) == pytest.approx(0.8, abs=0.02)
 
 
+def test_within_groups_what_groups_have_in_common_does_not_count() -> None:
+    """Groups lie on a line, their members anywhere: r is high over all, significant within as rarely as promised."""
+    names, offsets = [f"group {i // 3}" for i in range(18)], np.repeat(np.arange(6.0) * 10, 3)
+    significant = covered = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x, y = (offsets + rng.normal(size=18) for _ in range(2))
+        over_all, within = correlation(x.tolist(), y.tolist()), correlation(x, y, groups=names)
+        assert over_all is not None and over_all.r.low > 0.9 and within is not None
+        significant += within.p_value < 0.05
+        covered += within.r.low <= 0 <= within.r.high
+    assert significant <= 7 and covered >= 52
+    steep = correlation(x, x * 2 + offsets * 5 + 0.2 * rng.normal(size=18), groups=names)
+    assert steep is not None and steep.r.low > 0.8 and steep.p_value < 0.001
+    dummies = np.array([[name == f"group {g}" for g in range(6)] for name in names], dtype=float)
+    rest = [v - dummies @ np.linalg.lstsq(dummies, v, rcond=None)[0] for v in (x, y)]
+    assert within.r.value == pytest.approx(stats.pearsonr(*rest).statistic)
+    assert correlation(x[:6], y[:6], groups=list("abcdab")) is None
+
+
 def test_correlations_of_a_handful_of_models() -> None:
     rng = np.random.default_rng(5)
     for count in (5, 9):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vlm4vla import cli_doctor
+from vlm4vla.benchmarks.machine import Memory
 from vlm4vla.cli import main
 from vlm4vla.cli_doctor import Finding, libraries
 
@@ -64,7 +65,7 @@ def test_more_threads_than_cores_is_a_note(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_little_memory_and_little_room_are_notes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli_doctor, "_memory", lambda: (8 << 30, 1 << 30))
+    monkeypatch.setattr(cli_doctor, "_memory", lambda: Memory(8 << 30, 1 << 30, limited=True))
     assert cli_doctor.memory() == Finding(
         what="memory", state="note", found="1.0 of 8.0 GiB free", remedy=cli_doctor.memory().remedy
     )

@@ -56,6 +56,17 @@ def test_a_recipe_chooses_tasks_episodes_and_size() -> None:
     assert all(BENCHMARKS[f"libero-{suite}"].per_worker == 1 for suite in SUITES)
 
 
+def test_wrist_image_and_state_are_shown_to_who_asks() -> None:
+    recipe = EvaluationRecipe(
+        benchmark="libero-goal", episodes_per_task=1, look="", renderer="egl", shows=("wrist_image", "state")
+    )
+    address, arguments = make_benchmark(recipe).recipe()
+    assert arguments["shows"] == ["wrist_image", "state"]
+    assert load(address)(**arguments).recipe()[1] == arguments
+    with pytest.raises(RecipeError, match="'tabletop-d' shows no state, which the policy asks for"):
+        make_benchmark(EvaluationRecipe(benchmark="tabletop-d", shows=("state",)))
+
+
 def test_the_papers_preset_is_played_on_it_with_the_pictures_of_its_data() -> None:
     trial = libero()
     check_recipe(trial)

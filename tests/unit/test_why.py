@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_trials
-from run_folders import make_trial, small_study, write_json, write_trial
+from run_folders import LOOK_A, make_trial, small_study, write_json, write_trial
 
 from vlm4vla.benchmarks.tabletop.frames import labelled_frames
 from vlm4vla.cli import main
@@ -89,6 +89,27 @@ def test_what_goes_with_success_is_told_with_n_and_interval(tmp_path: Path) -> N
         "red block at the picture, cm off",
     }
     assert all(row[2].startswith("-0.9") and row[4] == "5" for row in by_name.values())
+    assert {row[1] for row in correlations.rows} == {"all runs"}  # there is one seed of every row
+
+
+def test_with_several_seeds_what_rows_have_in_common_is_told_apart(tmp_path: Path) -> None:
+    rows = []
+    for number in range(3):
+        trials = {}
+        for seed in range(3):
+            trial = make_trial("tiny-qwen3-vl")
+            trial = dataclasses.replace(
+                trial, name=f"row {number} {seed}", train=dataclasses.replace(trial.train, seed=seed)
+            )
+            folder = write_trial(tmp_path, trial, skill=0.9 - 0.2 * number - 0.02 * seed)
+            keep(folder, invented(drift=0.1 + 0.1 * number - 0.01 * seed))
+            trials[f"seed {seed}"] = trial
+        rows.append((f"row {number}", trials))
+    study = small_study(*rows, columns=(dataclasses.replace(LOOK_A, trial=""),))
+    found, _ = reported.read(score(study, tmp_path), tmp_path)
+    _, correlations = reported.tables(found)
+    drift = {row[1]: float(row[2].split()[0]) for row in correlations.rows if row[0] == "drift of vision"}
+    assert drift["all runs"] < -0.8 < 0 < drift["within rows"]
 
 
 def test_the_page_has_the_section_its_figures_and_no_claim_of_cause(tmp_path: Path) -> None:
@@ -119,7 +140,10 @@ def test_damage_is_told_and_the_last_checkpoint_counts(tmp_path: Path) -> None:
     found, problems = reported.read(score(study, tmp_path), tmp_path)
     assert found["look A"][0].why.recipe.checkpoint == "step-000200 b"
     assert problems[0][0] == trial.name and "broken.json" in problems[0][1]
+    assert [w.recipe.step for w in found["look A"][0].course] == [100, 200]
     assert "broken.json" in write_study_report(study, tmp_path, tmp_path / "report").read_text()
+    drawn = (tmp_path / "report" / "figures" / "why-steps-look-a.svg").read_text()
+    assert drawn.count("<circle") == 4 * 3 + 1  # four measures before training and twice, and the legend's
 
 
 def test_frames_are_held_out_equally_long_and_hold_what_they_say() -> None:
@@ -181,6 +205,13 @@ def test_any_data_set_has_drift_and_it_is_measured_once(trained: Path) -> None:
     path.unlink()
     list(why(trained))
     assert path.read_bytes() == before
+
+
+def test_every_kept_checkpoint_is_measured_in_order(trained: Path) -> None:
+    steps = [measured.recipe.step for _, measured in why(trained, every=True)]
+    assert steps == [4, 8]
+    ((_, last),) = why(trained)
+    assert last.recipe.step == 8
 
 
 def test_a_frozen_tower_has_not_moved_and_its_probes_read_the_same(trained: Path, tmp_path: Path) -> None:

@@ -50,12 +50,21 @@ class Pool:
     """`places` environments in `workers` processes; 0 workers: in this process."""
 
     def __init__(
-        self, benchmark: Benchmark, *, places: int, workers: int, time_limit: float, python: str | None = None
+        self,
+        benchmark: Benchmark,
+        *,
+        places: int,
+        workers: int,
+        time_limit: float,
+        python: str | None = None,
+        memory: int = 0,
     ) -> None:
+        """A worker of one place that holds more than `memory` bytes (0: any number) is replaced before an episode."""
         self.benchmark = benchmark
         self._local = workers == 0
         self._time_limit = time_limit
         self._python = python
+        self._memory = memory
         count = max(1, min(workers, places))
         self._seats = [_Seat(frozenset(range(seat, places, count))) for seat in range(count)]
         self._selector = selectors.DefaultSelector()
@@ -75,6 +84,8 @@ class Pool:
     def send(self, request: Request) -> None:
         """Ask a place for something; its worker is started if there is none."""
         seat = self._seat(request.place)
+        if request.episode is not None and self._overfull(seat):
+            self._dismiss(seat)
         if seat.worker is None:
             self._start(seat)
         assert seat.worker is not None
@@ -112,6 +123,18 @@ class Pool:
 
     def _seat(self, place: int) -> _Seat:
         return self._seats[place % len(self._seats)]
+
+    def _overfull(self, seat: _Seat) -> bool:
+        if not self._memory or len(seat.places) > 1 or seat.outstanding:
+            return False
+        return isinstance(seat.worker, WorkerProcess) and seat.worker.memory > self._memory
+
+    def _dismiss(self, seat: _Seat) -> None:
+        """End a worker that is between episodes."""
+        assert isinstance(seat.worker, WorkerProcess)
+        self._selector.unregister(seat.worker)
+        seat.worker.close()
+        seat.worker = None
 
     def _start(self, seat: _Seat) -> None:
         seat.last = None

@@ -24,8 +24,12 @@ class BenchmarkEntry:
     """What the name itself decides; a recipe that has such a field must agree."""
     simulator: str | None = None
     """Its name among `simulators.SIMULATORS`, where it is another's."""
+    shows: tuple[str, ...] = ()
+    """What it can show beside the third-person picture, in the factory's argument `shows`."""
     per_worker: int | None = None
     """Environments that one process can have; None: any number."""
+    memory: float = 0.3
+    """GB that a worker is planned with, its measured peak; one that holds more is replaced between episodes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a recipe that differ from the recipe's own defaults."""
 
@@ -52,7 +56,9 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
             fields={name: name for name in ("tasks", "episodes_per_task", "image_size", "renderer")},
             arguments={"suite": suite},
             simulator="libero",
+            shows=("wrist_image", "state"),
             per_worker=1,
+            memory=2.4,
             defaults={"look": "", "renderer": "egl", "image_size": 256, "episodes_per_task": 0, "tasks": ()},
         )
         for suite in ("long", "object", "spatial", "goal", "90")
@@ -60,6 +66,14 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
     "calvin-abc-d": BenchmarkEntry(
         factory="vlm4vla.benchmarks.calvin.benchmark:Calvin",
         fields={"episodes": "episodes_per_task", "renderer": "renderer"},
+        simulator="calvin",
+        per_worker=1,
+        memory=1.0,
+        defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
+    ),
+    "calvin-d-tasks": BenchmarkEntry(
+        factory="vlm4vla.benchmarks.calvin.benchmark:single_tasks",
+        fields={"tasks": "tasks", "episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
         per_worker=1,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
@@ -70,6 +84,7 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         arguments={"renderer": "lavapipe"},
         simulator="simpler",
         per_worker=1,
+        memory=1.3,
         defaults={"look": "", "renderer": "lavapipe", "image_size": 224, "episodes_per_task": 0, "tasks": ()},
     ),
 }
@@ -92,6 +107,11 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
             f"benchmark {recipe.benchmark!r} has no choice of tasks, the recipe asks for {', '.join(recipe.tasks)}; "
             "leave tasks empty"
         )
+    for name in recipe.shows:
+        if name not in entry.shows:
+            raise RecipeError(
+                f"benchmark {recipe.benchmark!r} shows no {name.replace('_', ' ')}, which the policy asks for"
+            )
     for argument, value in entry.arguments.items():
         if getattr(recipe, argument, value) != value:
             raise RecipeError(
@@ -99,6 +119,8 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
                 f"{getattr(recipe, argument)!r}; set it to {value!r}"
             )
     chosen = {argument: getattr(recipe, name) for argument, name in entry.fields.items()}
+    if recipe.shows:
+        chosen["shows"] = recipe.shows
     benchmark: Benchmark = load(entry.factory)(**entry.arguments, **chosen)
     return benchmark
 

@@ -47,6 +47,7 @@ def evaluate(
     python: str | None = None,
     repeats: int = 1,
     shard: tuple[int, int] = (0, 1),
+    memory: int = 0,
 ) -> list[EpisodeResult]:
     """Play the benchmark's episodes, or the given ones of them; results come in their order.
 
@@ -61,7 +62,10 @@ def evaluate(
     and plays episodes that ended in an error once more.
 
     An environment that raises, dies or gives no answer for `time_limit` seconds costs its episode, which is recorded
-    as an error. Raises: ActionSpecMismatch, RecipeError for a bad argument, RunError for a damaged folder or a
+    as an error. Simulators leak: a worker of one environment that holds more than `memory` bytes (0: any number) is
+    replaced between episodes.
+
+    Raises: ActionSpecMismatch, RecipeError for a bad argument, RunError for a damaged folder or a
     policy that predicts nonsense, SimulatorError when no worker starts.
     """
     require_same(predictor.action_spec, benchmark.action_spec, who=f"The policy and {benchmark.name}")
@@ -97,6 +101,7 @@ def evaluate(
                 workers=workers,
                 time_limit=time_limit,
                 python=python,
+                memory=memory,
             )
             try:
                 _Rollout(predictor, execute, pool, log, display, folder, recorded).play(missing)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from vlm4vla.benchmarks import wire
+from vlm4vla.benchmarks.machine import resident
 from vlm4vla.benchmarks.registry import load
 from vlm4vla.benchmarks.software import software_of
 from vlm4vla.benchmarks.wire import START, Reply, Request
@@ -173,6 +174,11 @@ class WorkerProcess:
     def fileno(self) -> int:
         """To wait for replies with `selectors`."""
         return self._socket.fileno()
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds now; 0 where that cannot be told."""
+        return resident(self._process.pid)
 
     def send(self, request: Request) -> None:
         """Queue a request; several may be under way. A dead child shows in `receive`."""

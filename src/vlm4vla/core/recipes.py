@@ -203,6 +203,8 @@ class EvaluationRecipe:
     seed: int = 10_000
     repeats: int = 1
     """How often every episode is played; more than once only for policies that draw noise."""
+    shows: tuple[Literal["wrist_image", "state"], ...] = ()
+    """What is observed beside the third-person picture, for policies that ask for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

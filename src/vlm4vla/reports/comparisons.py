@@ -226,25 +226,38 @@ class Correlation:
         return self.r.value**2
 
 
-def correlation(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Correlation | None:
-    """Pearson's r between two scores of the same models (Paper Figure 3); None for fewer than four or no spread."""
-    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+def correlation(
+    first: Sequence[float], second: Sequence[float], *, groups: Sequence[str] = (), seed: int = 0
+) -> Correlation | None:
+    """Pearson's r between two scores of the same models (Paper Figure 3); None for fewer than four or no spread.
+
+    `groups`, one a model: r within groups. Their means are subtracted, the test's orders change within them, and the
+    interval and the least number count one model less for every group but one.
+    """
+    x, y = np.array(first, dtype=np.float64), np.array(second, dtype=np.float64)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} scores: give both of every model")
-    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    members = [np.array([g == name for g in groups]).nonzero()[0] for name in dict.fromkeys(groups)]
+    for inside in members:
+        x[inside] -= x[inside].mean()
+        y[inside] -= y[inside].mean()
+    count = len(x) - max(len(members) - 1, 0)
+    if count < 4 or np.ptp(x) <= 1e-12 or np.ptp(y) <= 1e-12:
         return None
     r = _pearson(x, y)
     from scipy.stats import norm
 
-    half = norm.isf((1 - CONFIDENCE) / 2) / math.sqrt(len(x) - 3)
+    half = norm.isf((1 - CONFIDENCE) / 2) / math.sqrt(count - 3)
     z = math.atanh(min(max(r, -1 + 1e-15), 1 - 1e-15))
     rng = np.random.default_rng(seed)
-    if len(x) <= 8:
+    if len(x) <= 8 and not members:
         orders = np.array(list(itertools.permutations(range(len(x)))))
         at_least = np.abs(_pearsons(x, y[orders])) >= abs(r) - 1e-12
         p = float(at_least.mean())
     else:
-        orders = rng.permuted(np.tile(np.arange(len(x)), (20_000, 1)), axis=1)
+        orders = np.tile(np.arange(len(x)), (20_000, 1))
+        for inside in members or [np.arange(len(x))]:
+            orders[:, inside] = rng.permuted(orders[:, inside], axis=1)
         at_least = np.abs(_pearsons(x, y[orders])) >= abs(r) - 1e-12
         p = float((1 + at_least.sum()) / (1 + len(orders)))
     keep = ~np.eye(len(x), dtype=bool)

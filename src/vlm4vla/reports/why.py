@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from vlm4vla.reports.estimates import CONFIDENCE
 from vlm4vla.reports.markup import Html, element, section
 from vlm4vla.reports.scores import StudyScores, unit
 from vlm4vla.reports.tables import DASH, MINUS, Table, p_text
-from vlm4vla.reports.why_figures import curves, scatter
+from vlm4vla.reports.why_figures import Course, courses, curves, scatter
 from vlm4vla.studies.representation import Layer, Measured, Why
 from vlm4vla.studies.runs import read_json
 from vlm4vla.studies.study import Column
@@ -35,8 +35,11 @@ class Found:
     row: str
     trial: Trial
     why: Why
+    """Of the last checkpoint that was measured."""
     success: float
     """In the column's unit."""
+    course: tuple[Why, ...] = ()
+    """Of every checkpoint that was measured alike, by step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +56,13 @@ class Measure:
 
     def values(self, found: Sequence[Found], *, before: bool = False) -> list[Measured]:
         """Of the runs that have it, in `scale`."""
-        made = [self.of(run.why, before) for run in found]
-        return [_scaled(value, self.scale) for value in made if value is not None]
+        made = [self.at(run.why, before=before) for run in found]
+        return [value for value in made if value is not None]
+
+    def at(self, why: Why, *, before: bool = False) -> Measured | None:
+        """Of one measurement, in `scale`."""
+        value = self.of(why, before)
+        return None if value is None else _scaled(value, self.scale)
 
 
 def read(scores: StudyScores, runs: Path) -> tuple[dict[str, list[Found]], list[tuple[str, str]]]:
@@ -76,14 +84,18 @@ def read(scores: StudyScores, runs: Path) -> tuple[dict[str, list[Found]], list[
             why = _for(cell.column, measured[trial])
             if scored and why is not None:
                 success = unit(cell.column) * float(np.mean(list(scored.values())))
-                found.setdefault(name, []).append(Found(row=row, trial=trial, why=why, success=success))
+                alike = replace(why.recipe, checkpoint="")
+                course = [w for w in measured[trial] if replace(w.recipe, checkpoint="") == alike]
+                course.sort(key=lambda w: w.recipe.step)
+                run = Found(row=row, trial=trial, why=why, success=success, course=tuple(course))
+                found.setdefault(name, []).append(run)
     return found, problems
 
 
 def _for(column: Column, measured: Sequence[Why]) -> Why | None:
     """The newest way of measuring and the last checkpoint, in the column's look."""
     fitting = [why for why in measured if column.look in ("", why.recipe.look)]
-    return max(fitting, key=lambda w: (w.recipe.version, w.recipe.checkpoint, w.recipe.scenes), default=None)
+    return max(fitting, key=lambda w: (w.recipe.version, w.recipe.step, w.recipe.scenes), default=None)
 
 
 def measures(found: Sequence[Found]) -> list[Measure]:
@@ -111,7 +123,7 @@ def tables(found: dict[str, list[Found]]) -> list[Table]:
 
 
 def figures(found: dict[str, list[Found]]) -> dict[str, Drawing]:
-    """Of every column: curves over layers by row, and success against each measure."""
+    """Of every column: curves over layers by row, success against each measure, and these over training's steps."""
     drawn = {}
     for name, runs in found.items():
         slug = "".join(c if c.isalnum() else "-" for c in name.lower())
@@ -134,7 +146,20 @@ def figures(found: dict[str, list[Found]]) -> dict[str, Drawing]:
             for measure in measures(runs)
         ]
         drawn[f"why-success-{slug}"] = scatter(points, f"{name}: success of every run", name)
+        if any(len(run.course) > 1 for run in runs):
+            drawn[f"why-steps-{slug}"] = courses(
+                [(measure.name, [_course(measure, run) for run in runs]) for measure in measures(runs)],
+                f"{name}: over the steps of training",
+            )
     return drawn
+
+
+def _course(measure: Measure, run: Found) -> Course:
+    """From step 0, where a policy is its own reference, to the last checkpoint."""
+    points = [(why.recipe.step, measure.at(why)) for why in run.course]
+    start = Measured(value=0, low=0, high=0) if measure.moved else measure.at(run.why, before=True)
+    told = [(step, value.value) for step, value in [(0, start), *points] if value is not None]
+    return told, run.trial.policy.backbone, run.trial.policy.weights
 
 
 def why_section(found: dict[str, list[Found]]) -> Html | None:
@@ -158,9 +183,10 @@ def why_section(found: dict[str, list[Found]]) -> Html | None:
         "over seeds, bars their range; of a single seed the 95 % interval over scenes."
     )
     caution = (
-        "Correlations are over runs. Seeds of one row are alike and rows share a VLM, so the runs are fewer than n "
-        "says, and intervals too narrow. Policies from scratch drift from another start than pretrained ones. What "
-        "goes with success need not be what brings it."
+        "Correlations are over runs: over all of them, where rows that share a VLM or a start lie together, so that "
+        "the runs are fewer than n says; and within rows, their means subtracted, which is left of it between seeds. "
+        "Policies from scratch drift from another start than pretrained ones. What goes with success need not be what "
+        "brings it."
     )
     return section("why", "Why", note, *shown, element("p", caution, class_="note"))
 
@@ -201,27 +227,27 @@ def _rows_table(name: str, runs: Sequence[Found]) -> Table:
 
 
 def _success_table(name: str, runs: Sequence[Found]) -> Table:
-    pretrained = [run for run in runs if run.trial.policy.weights == "pretrained"]
-    groups = {"all": runs, **({"pretrained": pretrained} if len(pretrained) < len(runs) else {})}
+    seeds = len(runs) > len({run.row for run in runs})
     told: list[tuple[str, str, Correlation]] = []
     for kind in measures(runs):
-        for group, of_group in groups.items():
-            having = [run for run in of_group if kind.values([run])]
-            r = correlation([kind.values([run])[0].value for run in having], [run.success for run in having])
+        having = [run for run in runs if kind.values([run])]
+        values, success = [kind.values([run])[0].value for run in having], [run.success for run in having]
+        for how, groups in (("all runs", []), ("within rows", [run.row for run in having]))[: 1 + seeds]:
+            r = correlation(values, success, groups=groups)
             if r is not None:
-                told.append((kind.name, group, r))
+                told.append((kind.name, how, r))
     rows = tuple(
         (
             measure,
-            group,
+            how,
             f"{r.r.value:+.2f} [{r.r.low:+.2f}, {r.r.high:+.2f}]",
             p_text(p),
             str(r.models),
             f"{min(r.without_one):+.2f} to {max(r.without_one):+.2f}",
         )
-        for (measure, group, r), p in zip(told, holm([r.p_value for _, _, r in told]), strict=True)
+        for (measure, how, r), p in zip(told, holm([r.p_value for _, _, r in told]), strict=True)
     )
-    columns = ("measure", "runs", "r with success", "corrected p", "n", "without any one run")
+    columns = ("measure", "over", "r with success", "corrected p", "n", "without any one run")
     return Table(f"Why: {name}, what goes with success over runs", columns, rows)
 
 

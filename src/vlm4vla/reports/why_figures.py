@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,8 @@ _INKS: tuple[Ink, ...] = ("accent", "ink", "muted")
 
 Point = tuple[float, float, str, str]
 """Measure, success, backbone, weights."""
+Course = tuple[Sequence[tuple[int, float]], str, str]
+"""(step, measure) by step, backbone, weights."""
 
 
 def curves(rows: Mapping[str, Sequence[Why]], title: str) -> Drawing:
@@ -80,43 +83,88 @@ def curves(rows: Mapping[str, Sequence[Why]], title: str) -> Drawing:
 
 def scatter(measures: Sequence[tuple[str, Sequence[Point]]], title: str, success: str) -> Drawing:
     """A panel for every measure, a dot for every run: filled from pretrained weights, hollow from scratch."""
-    wide, high = _SCATTER
-    rows = math.ceil(len(measures) / _ACROSS)
-    names = list(dict.fromkeys(point[2] for _, points in measures for point in points))
-    tops = [v for _, points in measures for _, v, _, _ in points]
+    backbones = list(dict.fromkeys(point[2] for _, points in measures for point in points))
+    tops = [point[1] for _, points in measures for point in points]
     most = 100.0 if max(tops, default=1) > 5 else 5.0 if max(tops, default=1) > 1 else 1.0
-    drawing = Drawing(_ACROSS * (wide + _LEFT) + 8, rows * (high + 52) + 22, title)
+    drawing = _grid(len(measures), title)
     for index, (measure, points) in enumerate(measures):
-        left = 24 + (index % _ACROSS) * (wide + _LEFT)
-        top = 26 + (index // _ACROSS) * (high + 52)
-        drawing.text(left, top - 12, measure, size=9)
-        for share in (0.0, 0.5, 1.0):
-            y = top + high * (1 - share)
-            drawing.line(left, y, left + wide, y, "line")
-            drawing.text(left - 22, y + 3, f"{most * share:g}", "muted", size=8)
-        values = [point[0] for point in points]
-        low, top_value = _axis(values)
-        for value in (low, (low + top_value) / 2, top_value):
-            x = left + wide * (value - low) / (top_value - low)
-            drawing.text(
-                x - (14 if value == top_value else 0 if value == low else 7),
-                top + high + 12,
-                f"{value:.3g}",
-                "muted",
-                size=8,
-            )
+        panel = _Panel(index, _axis([point[0] for point in points]), (0.0, most))
+        panel.frame(drawing, measure)
         for value, score, backbone, weights in points:
-            x = left + wide * (value - low) / (top_value - low)
-            y = top + high * (1 - score / most)
-            ink = _INKS[names.index(backbone) % len(_INKS)]
-            drawing.dot(x, y, 3.2, ink, hollow=weights == "random")
-    x, y = 24.0, rows * (high + 52) + 14
-    for number, name in enumerate(names):
+            ink = _INKS[backbones.index(backbone) % len(_INKS)]
+            drawing.dot(*panel.at(value, score), 3.2, ink, hollow=weights == "random")
+    _legend(drawing, backbones, f"Upwards: success, {success}")
+    return drawing
+
+
+def courses(measures: Sequence[tuple[str, Sequence[Course]]], title: str) -> Drawing:
+    """A panel for every measure, a line for every run from before its training on: dashed from scratch."""
+    backbones = list(dict.fromkeys(course[1] for _, of_measure in measures for course in of_measure))
+    drawing = _grid(len(measures), title)
+    for index, (measure, of_measure) in enumerate(measures):
+        points = [point for course in of_measure for point in course[0]]
+        most = _axis([0.0, *(value for _, value in points)])[1]
+        panel = _Panel(index, (0.0, float(max(step for step, _ in points))), (0.0, most))
+        panel.frame(drawing, measure)
+        for told, backbone, weights in of_measure:
+            ink = _INKS[backbones.index(backbone) % len(_INKS)]
+            places = [panel.at(step, value) for step, value in told]
+            for (x1, y1), (x2, y2) in itertools.pairwise(places):
+                drawing.line(x1, y1, x2, y2, ink, width=1.2, dashed=weights == "random")
+            for x, y in places:
+                drawing.dot(x, y, 2.2, ink, hollow=weights == "random")
+    _legend(drawing, backbones, "To the right: steps of training")
+    return drawing
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One of a grid of panels, with its axes' ends."""
+
+    index: int
+    across: tuple[float, float]
+    upwards: tuple[float, float]
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point lies."""
+        (left, right), (low, high) = self.across, self.upwards
+        share, height = (x - left) / (right - left), (y - low) / (high - low)
+        return self._left + _SCATTER[0] * share, self._top + _SCATTER[1] * (1 - height)
+
+    def frame(self, drawing: Drawing, name: str) -> None:
+        """Its name, lines and numbers."""
+        left, right = self._left, self._left + _SCATTER[0]
+        drawing.text(left, self._top - 12, name, size=9)
+        for share in (0.0, 0.5, 1.0):
+            value = self.upwards[0] + share * (self.upwards[1] - self.upwards[0])
+            y = self.at(self.across[0], value)[1]
+            drawing.line(left, y, right, y, "line")
+            drawing.text(left - 22, y + 3, f"{value:.3g}", "muted", size=8)
+            value = self.across[0] + share * (self.across[1] - self.across[0])
+            x = left + _SCATTER[0] * share - 14 * share
+            drawing.text(x, self._top + _SCATTER[1] + 12, f"{value:g}", "muted", size=8)
+
+    @property
+    def _left(self) -> float:
+        return 24 + (self.index % _ACROSS) * (_SCATTER[0] + _LEFT)
+
+    @property
+    def _top(self) -> float:
+        return 26 + (self.index // _ACROSS) * (_SCATTER[1] + 52)
+
+
+def _grid(panels: int, title: str) -> Drawing:
+    rows = math.ceil(panels / _ACROSS)
+    return Drawing(_ACROSS * (_SCATTER[0] + _LEFT) + 8, rows * (_SCATTER[1] + 52) + 22, title)
+
+
+def _legend(drawing: Drawing, backbones: Sequence[str], text: str) -> None:
+    x, y = 24.0, drawing.height - 8
+    for number, name in enumerate(backbones):
         drawing.dot(x + 3, y - 3, 3.2, _INKS[number % len(_INKS)])
         drawing.text(x + 11, y, name, "muted", size=8.5)
         x += 22 + 4.6 * len(name)
-    drawing.text(x, y, f"hollow: from scratch.  Upwards: success, {success}", "muted", size=8.5)
-    return drawing
+    drawing.text(x, y, f"hollow: from scratch.  {text}", "muted", size=8.5)
 
 
 def _left(column: int) -> float:

@@ -47,6 +47,7 @@ class ModulePolicy:
                 "must be a function of a list of observations (docs/adding.md, A policy)"
             )
         self._policy = found
+        self.needs = tuple(getattr(found, "needs", ()))
         self.draws_noise = bool(getattr(found, "draws_noise", False))
         file = address.rpartition(":")[0]
         source = file if file.endswith(".py") else sys.modules[file].__file__

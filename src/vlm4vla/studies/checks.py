@@ -26,6 +26,8 @@ from vlm4vla.studies.paper_presets import PAPER_BENCHMARKS
 from vlm4vla.studies.presets import RANDOM_POLICY
 from vlm4vla.training.mirrors import check_mirrors
 
+AUTO = -1
+"""Number of workers: as many as there are cores and memory for."""
 _DIGESTED_BYTES = 1 << 22
 _DIGESTED_PIECES = 64
 
@@ -42,7 +44,7 @@ class Resources:
     train_processes: int = 1
     """More than one: under torchrun."""
     workers: int = 2
-    """Processes that step environments; 0: the one that predicts."""
+    """Processes that step environments; 0: the one that predicts; AUTO: as many as there are cores and memory for."""
     videos: int = 0
     """Episodes of each task and evaluation that are recorded."""
     device: str = "auto"

@@ -20,11 +20,12 @@ from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.core.actions import ActionSpec, require_same
-from vlm4vla.core.errors import RecipeError, RunError, VLAError, unknown_name
+from vlm4vla.core.errors import BackboneError, RecipeError, RunError, VLAError, unknown_name
 from vlm4vla.core.interfaces import ChunkPredictor
 from vlm4vla.core.recipes import (
     DemonstrationRecipe,
     EvaluationRecipe,
+    PolicyRecipe,
     Trial,
     TuneRecipe,
     fingerprint,
@@ -35,9 +36,10 @@ from vlm4vla.core.types import Demonstration, EpisodeResult
 from vlm4vla.demonstrations import sources
 from vlm4vla.demonstrations.packed import write_packed
 from vlm4vla.demonstrations.sources import open_demonstrations
-from vlm4vla.studies.checks import Resources, check, facts_of, is_trained, maker_of
+from vlm4vla.studies.checks import AUTO, Resources, check, facts_of, is_trained, maker_of
 from vlm4vla.studies.display import Display, TrialView, time_left
 from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, read_trial, write_json
+from vlm4vla.studies.spread import memory_of, spread
 
 BATCH = 16
 """Observations per forward pass of a rollout."""
@@ -59,6 +61,8 @@ def run_trial(
     """
     resources = resources or Resources()
     check(trial, resources, evaluated=evaluated)
+    if evaluated:
+        spread(trial.evaluations, resources)
     try:
         with store.open(trial, facts=facts_of(trial), notes=notes) as run:
             if run.is_done(evaluated=evaluated):
@@ -104,6 +108,7 @@ def run_evaluations(
     trial: Trial, run: TrialRun, resources: Resources, *, checkpoint: Path | None = None
 ) -> None:
     """Play what is missing of a trial's evaluations, with its last checkpoint or the given one."""
+    resources = planned(trial.evaluations, _checkpoint_of(trial, run.folder, checkpoint), resources)
     benchmarks = [make_benchmark(recipe) for recipe in trial.evaluations]
     run.update(episodes=sum(len(benchmark.episodes()) for benchmark in benchmarks))
     spec = benchmarks[0].action_spec if benchmarks else None
@@ -125,6 +130,7 @@ def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources)
         # Shards may be on other machines; each writes a file of its own.
         part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
         with locked(folder / f".lock{part}", what=f"the trial {trial.name!r}"):
+            resources = planned([recipe], _checkpoint_of(trial, folder, None), resources)
             predictor = predictor_of(trial, folder, None, benchmark.action_spec, resources)
             return run_evaluation(predictor, recipe, folder, resources)
     if not (folder / "policy.json").exists():
@@ -133,7 +139,38 @@ def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources)
         raise RunError(
             f"{folder}: neither a trial's folder (trial.json) nor a checkpoint (policy.json){hint}"
         )
+    resources = planned([recipe], folder, resources)
     return run_evaluation(load_policy(folder, resources), recipe, folder, resources)
+
+
+def planned(recipes: Sequence[EvaluationRecipe], checkpoint: Path | None, resources: Resources) -> Resources:
+    """The resources with as many workers as fit beside a checkpoint's policy, told before any of them starts.
+
+    Raises: RecipeError when more workers are asked for than fit, or a GPU has less room than the policy takes.
+    """
+    parameters = working = 0
+    if checkpoint is not None:
+        from vlm4vla.training import memory
+
+        path = checkpoint / "policy.json"
+        recipe = from_json(PolicyRecipe, read_json(path).get("recipe", {}), where=str(path))
+        recipe = replace(recipe, backbone=str(checkpoint / "backbone"))
+        try:
+            parameters, working = memory.rollout(recipe, samples=BATCH)
+        except BackboneError:  # inputs of its own processor: only the weights can be told
+            parameters = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
+        device = device_named(resources.device)
+        if device.startswith("cuda"):
+            import torch
+
+            free, total = torch.cuda.mem_get_info(device)
+            if parameters + working > free:
+                raise RecipeError(
+                    f"the policy takes {parameters / 1e9:.1f} GB and {working / 1e9:.1f} GB while it predicts, but "
+                    f"{free / 1e9:.1f} GB of {total / 1e9:.1f} are free on {device}; use another device, or cpu"
+                )
+            parameters = working = 0
+    return spread(recipes, resources, policy=parameters + working, told=resources.progress)
 
 
 def trained_for(checkpoint: Path) -> tuple[EvaluationRecipe, ...]:
@@ -174,6 +211,7 @@ def run_evaluation(
         raise RunError(f"{where / 'evaluation.json'}: was changed by hand; delete {where} to evaluate again")
     entry = BENCHMARKS.get(recipe.benchmark)
     python = interpreter(entry.simulator) if entry and entry.simulator else None
+    resources = spread([recipe], resources) if resources.workers == AUTO else resources
     # Others step while one batch is predicted; in one process nothing happens at the same time.
     environments = 2 * BATCH if resources.workers else BATCH
     if entry and entry.per_worker:
@@ -191,6 +229,7 @@ def run_evaluation(
         progress=resources.progress if display is None else display,
         repeats=recipe.repeats,
         shard=resources.shard,
+        memory=memory_of(recipe) if entry else 0,
     )
     results = play()
     return play() if any(result.error for result in results) else results  # a second attempt, then they stand
@@ -297,9 +336,7 @@ def predictor_of(
     """A trial's policy, of its last checkpoint or the given one. Raises: RunError when it has none."""
     if not is_trained(trial):
         return RandomPredictor(spec, trial.policy.horizon, seed=trial.train.seed)
-    from vlm4vla.training.checkpoints import latest_checkpoint
-
-    latest = checkpoint or latest_checkpoint(folder / "checkpoints")
+    latest = _checkpoint_of(trial, folder, checkpoint)
     if latest is None and trial.train.steps == 0:
         raise RunError(
             f"{folder}: its policy was not trained here: name it with --policy instead of the folder"
@@ -307,6 +344,14 @@ def predictor_of(
     if latest is None:
         raise RunError(f"{folder}: no checkpoint, so there is nothing to evaluate; train it first")
     return load_policy(latest, resources)
+
+
+def _checkpoint_of(trial: Trial, folder: Path, checkpoint: Path | None) -> Path | None:
+    if checkpoint is not None or not is_trained(trial):
+        return checkpoint
+    from vlm4vla.training.checkpoints import latest_checkpoint
+
+    return latest_checkpoint(folder / "checkpoints")
 
 
 def load_policy(checkpoint: Path, resources: Resources) -> ChunkPredictor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm4vla.core.recipes import Trial
 from vlm4vla.studies.presets import quickstart
+from vlm4vla.studies.scripted import SCRIPTED_STUDIES
 from vlm4vla.studies.study import Column, MakeStudy, Scale, Study, StudyRow
 
 SEEDS = (0, 1, 2)
@@ -69,5 +70,5 @@ def _trial(
     )
 
 
-OWN_STUDIES: Mapping[str, MakeStudy] = {"mini": mini}
+OWN_STUDIES: Mapping[str, MakeStudy] = {"mini": mini, **SCRIPTED_STUDIES}
 """Beside the paper's."""

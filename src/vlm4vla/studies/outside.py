@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.core.interfaces import ChunkPredictor
 from vlm4vla.core.recipes import (
     DemonstrationRecipe,
@@ -24,6 +24,7 @@ from vlm4vla.core.recipes import (
     fingerprint,
 )
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.serving.layout import Layout
 from vlm4vla.studies.checks import Resources
 from vlm4vla.studies.execute import run_evaluation
 from vlm4vla.studies.runs import RunStore, locked
@@ -68,6 +69,7 @@ def evaluate_outside(
 
         spec = make_benchmark(recipe).action_spec
         code = ModulePolicy(policy.address, spec, execute=recipe.execute)
+        recipe = dataclasses.replace(recipe, shows=code.needs)
         return _play(
             policy,
             {"sha256": code.sha256, "version": code.version},
@@ -95,7 +97,14 @@ def evaluate_outside(
     ) as remote:
         identity = {"protocol": remote.protocol, "layout": dataclasses.asdict(remote.layout)}
         facts = {"metadata": plain(remote.metadata)}
+        recipe = dataclasses.replace(recipe, shows=_shown(recipe, remote.layout))
         return _play(policy, identity, facts, remote, recipe, store, resources, notes)
+
+
+def _shown(recipe: EvaluationRecipe, layout: Layout) -> tuple[Any, ...]:
+    """What is sent and the benchmark can show; what it cannot is told, or made up, when the first question is asked."""
+    entry = BENCHMARKS.get(recipe.benchmark)
+    return tuple(name for name in (entry.shows if entry else ()) if getattr(layout, name))
 
 
 def _play(

@@ -76,6 +76,12 @@ class FramesRecipe:
     version: int = 1
     """Counts up with every change of how it is measured."""
 
+    @property
+    def step(self) -> int:
+        """After which the checkpoint was written; 0 where its name does not say."""
+        number = self.checkpoint.partition(" ")[0].removeprefix("step-")
+        return int(number) if number.isdecimal() else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Why:

@@ -12,7 +12,7 @@ from vlm4vla.core.interfaces import ChunkPredictor
 from vlm4vla.core.recipes import Trial
 from vlm4vla.core.types import EpisodeResult
 from vlm4vla.studies.checks import Resources
-from vlm4vla.studies.execute import load_policy, predictor_of, run_evaluation
+from vlm4vla.studies.execute import load_policy, planned, predictor_of, run_evaluation
 from vlm4vla.studies.runs import locked, read_trial
 from vlm4vla.studies.tries import Try, recorded
 
@@ -29,6 +29,7 @@ def sweep(folder: Path, tries: Sequence[Try], resources: Resources) -> list[list
             part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
             stack.enter_context(locked(folder / f".lock{part}", what=f"the trial {trial.name!r}"))
         there = recorded(tries, resources.shard)
+        resources = planned([each.recipe for each in tries], tries[0].checkpoint, resources)
         open_ = [len(names) - len(done) for names, done in there]
         display = Progress("sweep", sum(len(names) for names, _ in there), [], shown=resources.progress)
         policies: dict[Path | None, ChunkPredictor] = {}

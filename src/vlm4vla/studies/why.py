@@ -8,6 +8,7 @@ is not made twice.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from vlm4vla.studies.representation import (
 )
 from vlm4vla.studies.runs import RunStore, read_json, read_status, read_trial, write_json
 from vlm4vla.studies.study import Study
-from vlm4vla.training.checkpoints import latest_checkpoint
+from vlm4vla.training.checkpoints import latest_checkpoint, step_of
 
 Features = dict[str, Float64[np.ndarray, "rows numbers"]]
 
@@ -72,23 +73,28 @@ def why(
     *,
     looks: Sequence[str] = (),
     scenes: int = SCENES,
+    every: bool = False,
     device: str = "auto",
     told: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[Path, Why]]:
     """Measure a trial in every look of its evaluations (or these), as far as it is not done; files with their content.
 
-    Raises: RunError for a trial without a checkpoint or frames, BackboneError for a VLM whose layers cannot be read.
+    Its last checkpoint, or `every` one that was kept (`train.keep_every`), in their order. Raises: RunError for a
+    trial without a checkpoint or frames, BackboneError for a VLM whose layers cannot be read.
     """
     trial = read_trial(folder)
     checkpoint = latest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         raise RunError(f"{folder}: no checkpoint, so there is no policy to look into; train it first")
-    digest = hashlib.sha256((checkpoint / "policy.json").read_bytes()).hexdigest()[:12]
-    for look in looks or _looks(trial):
+    kept = sorted(checkpoint.parent.glob("step-*/policy.json"), key=lambda p: step_of(p.parent))
+    checkpoints = [path.parent for path in kept] if every else [checkpoint]
+    for checkpoint, look in itertools.product(checkpoints, looks or _looks(trial)):
+        digest = hashlib.sha256((checkpoint / "policy.json").read_bytes()).hexdigest()[:12]
         recipe = FramesRecipe(look=look, scenes=scenes, checkpoint=f"{checkpoint.name} {digest}")
         path = folder / "why" / f"{fingerprint(recipe)}.json"
         if not path.exists():
-            told(f"{trial.name}, {f'look {look}' if look else 'held-out demonstrations'}: measuring")
+            where = f"look {look}" if look else "held-out demonstrations"
+            told(f"{trial.name}, {checkpoint.name}, {where}: measuring")
             path.parent.mkdir(exist_ok=True)
             write_json(path, to_json(_measure(trial, folder, checkpoint, recipe, device_named(device))))
         try:

@@ -26,7 +26,7 @@ from vlm4vla.backbones import lora
 from vlm4vla.backbones.hollow import hollow, hollow_backbone, hollow_inputs, module_bytes
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.normalization import Normalization
-from vlm4vla.core.recipes import Trial, share_of
+from vlm4vla.core.recipes import DemonstrationRecipe, PolicyRecipe, TrainRecipe, Trial, share_of
 from vlm4vla.policies.registry import make_head
 from vlm4vla.policies.vla import VLA
 from vlm4vla.training.batches import Batch, MicroBatch
@@ -161,6 +161,29 @@ def hollow_step(trial: Trial, *, samples: int, text_tokens: int = TEXT_TOKENS, s
         # Nothing is computed, so that a slower kernel is no matter here.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         return count_step(vla, Batch([micro], samples * horizon), trial)
+
+
+@functools.lru_cache(maxsize=8)
+def rollout(recipe: PolicyRecipe, *, samples: int, text_tokens: int = TEXT_TOKENS) -> tuple[int, int]:
+    """Bytes of a policy's parameters, and the most beside them while the features of `samples` observations are made.
+
+    Raises: BackboneError for a VLM whose inputs are not known without its processor.
+    """
+    trial = Trial(
+        name="",
+        policy=recipe,
+        demonstrations=DemonstrationRecipe(),
+        train=TrainRecipe(),
+        evaluations=(),
+    )
+    vla = hollow_policy(trial).eval()
+    inputs = hollow_inputs(vla.backbone, batch=samples, text_tokens=text_tokens)
+    alive = Alive()
+    with hollow(), torch.no_grad(), alive:
+        alive.hold([*vla.parameters(), *vla.buffers()])
+        own = alive.now
+        vla.backbone(inputs)
+    return own, alive.peak - own
 
 
 def smooth_chunks(count: int, horizon: int) -> Float32[np.ndarray, "count horizon 7"]:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from vlm4vla.benchmarks.calvin.expert import PLANS
 from vlm4vla.benchmarks.calvin.oracle import TASKS
 from vlm4vla.benchmarks.calvin.sequences import chains, initial_state, instructions
 from vlm4vla.benchmarks.calvin.world import SCENES, State, World
 from vlm4vla.benchmarks.simulators import pins, simulator_folder
 from vlm4vla.core.actions import ActionSpec
-from vlm4vla.core.errors import RecipeError, SimulatorError
+from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
 from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
 
 VERSION = "v1"
@@ -33,12 +34,17 @@ RENDERERS = ("egl", "tiny")
 
 
 class Calvin:
-    """The published chains, in their order; `episodes` of them (0: all)."""
+    """The published chains, in their order; `episodes` of them (0: all).
+
+    With `tasks`: of each, the first `episodes` chains (0: all) that begin with it, and of those the first goal alone.
+    """
 
     action_spec = ACTION_SPEC
 
-    def __init__(self, episodes: int = 0, *, renderer: str = "egl", scene: str = "D") -> None:
-        """Raises: RecipeError for a renderer or scene that there is not, or more episodes than chains."""
+    def __init__(
+        self, episodes: int = 0, *, renderer: str = "egl", scene: str = "D", tasks: Sequence[str] = ()
+    ) -> None:
+        """Raises: RecipeError for a renderer, scene or task that there is not, or more episodes than chains."""
         if renderer not in RENDERERS:
             raise RecipeError(f"CALVIN is drawn with {' or '.join(RENDERERS)}, not with {renderer!r}")
         if scene not in SCENES:
@@ -47,22 +53,32 @@ class Calvin:
             raise RecipeError(
                 f"CALVIN has {len(chains()):,} chains; evaluation.episodes_per_task is {episodes}"
             )
-        self._count, self._renderer, self._scene = episodes or len(chains()), renderer, scene
-        drawn = "" if renderer == "egl" else f"-{renderer}"
-        name = "calvin-abc-d" if scene == "D" else f"calvin-{scene.lower()}"
-        self.name = f"{name}{drawn}-{VERSION}"
+        first = [chain.tasks[0] for chain in chains()]
+        for task in tasks:
+            if task not in first:
+                raise unknown_name("task that a chain of CALVIN begins with", task, sorted(set(first)))
+        self._arguments = {"episodes": episodes, "renderer": renderer, "scene": scene, "tasks": list(tasks)}
+        self._scene, self._renderer, self._goals = scene, renderer, 1 if tasks else None
+        begun = [[n for n, begins in enumerate(first) if begins == task] for task in tasks]
+        self._numbers = [
+            n for numbers in begun or [[*range(len(first))]] for n in numbers[: episodes or None]
+        ]
+        name = "calvin-abc-d" if scene == "D" and not tasks else f"calvin-{scene.lower()}"
+        self.name = "-".join([name, *["tasks"] * bool(tasks), *[renderer] * (renderer != "egl"), VERSION])
 
     def episodes(self) -> Sequence[EpisodeSpec]:
         """One per chain; its goals are what a policy is told, one after the other."""
-        told = instructions()
+        told, tier = instructions(), "single" if self._goals else "chain"
         return tuple(
             EpisodeSpec(
                 id=f"{self.name}/{number:04d}",
-                goals=tuple(Goal(task=task, instruction=told[task], tier="chain") for task in chain.tasks),
+                goals=tuple(
+                    Goal(task=task, instruction=told[task], tier=tier) for task in chain.tasks[: self._goals]
+                ),
                 max_steps_per_goal=MAX_STEPS,
                 setup={"condition": dict(chain.condition)},
             )
-            for number, chain in enumerate(chains()[: self._count])
+            for number, chain in ((number, chains()[number]) for number in self._numbers)
         )
 
     @property
@@ -76,8 +92,12 @@ class Calvin:
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """For a worker."""
-        arguments = {"episodes": self._count, "renderer": self._renderer, "scene": self._scene}
-        return f"{Calvin.__module__}:{Calvin.__name__}", arguments
+        return f"{Calvin.__module__}:{Calvin.__name__}", self._arguments
+
+
+def single_tasks(tasks: Sequence[str] = (), episodes: int = 0, *, renderer: str = "egl") -> Calvin:
+    """Single goals in scene D; none named: those that the scripted expert can do."""
+    return Calvin(episodes, renderer=renderer, tasks=tasks or list(PLANS))
 
 
 class CalvinEnvironment:

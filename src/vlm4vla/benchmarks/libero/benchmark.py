@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vlm4vla.benchmarks.libero.suites import STATES, SUITES, instruction
-from vlm4vla.benchmarks.libero.world import World
+from vlm4vla.benchmarks.libero.world import CAMERAS, World
 from vlm4vla.benchmarks.simulators import pins
 from vlm4vla.core.actions import GRIPPER, ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
@@ -37,8 +37,12 @@ class Libero:
         *,
         image_size: int = 256,
         renderer: str = "egl",
+        shows: Sequence[str] = (),
     ) -> None:
-        """Raises: RecipeError for a suite, task, renderer or number of episodes that there is not."""
+        """`shows`: `wrist_image`, `state` or both.
+
+        Raises: RecipeError for a suite, task, renderer or number of episodes that there is not.
+        """
         if suite not in SUITES:
             raise unknown_name("suite of LIBERO", suite, SUITES)
         for task in tasks:
@@ -55,6 +59,7 @@ class Libero:
         self._suite, self._renderer, self._side = suite, renderer, image_size
         self._tasks = [task for task in SUITES[suite].tasks if not tasks or task in tasks]
         self._count = episodes_per_task or STATES
+        self._shows = list(shows)
         self.name = f"libero-{suite}-{VERSION}"
 
     def episodes(self) -> Sequence[EpisodeSpec]:
@@ -78,7 +83,7 @@ class Libero:
 
     def make_environment(self) -> LiberoEnvironment:
         """Raises: SimulatorError when LIBERO or its OpenGL is not there."""
-        return LiberoEnvironment(self._side, renderer=self._renderer)
+        return LiberoEnvironment(self._side, renderer=self._renderer, shows=self._shows)
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """For a worker."""
@@ -88,6 +93,7 @@ class Libero:
             "episodes_per_task": self._count,
             "image_size": self._side,
             "renderer": self._renderer,
+            "shows": self._shows,
         }
         return f"{Libero.__module__}:{Libero.__name__}", arguments
 
@@ -95,7 +101,8 @@ class Libero:
 class LiberoEnvironment:
     """One simulator. Every reset is a hard one, so that an episode does not depend on those before it."""
 
-    def __init__(self, image_size: int = 256, *, renderer: str = "egl") -> None:
+    def __init__(self, image_size: int = 256, *, renderer: str = "egl", shows: Sequence[str] = ()) -> None:
+        self._shows = shows
         self.world = World(image_size, renderer=renderer)
         self._instruction, self._done = "", False
 
@@ -121,8 +128,16 @@ class LiberoEnvironment:
         return int(self._done)
 
     def observe(self) -> Observation:
-        """The third-person camera and what is to be done."""
-        return Observation(self.world.picture(), self._instruction)
+        """The third-person camera, what is to be done, and what else is asked for.
+
+        The state is openpi's: where the hand is (3, metres), its rotation vector (3), its two fingers (2).
+        """
+        wrist = self.world.picture(CAMERAS[1]) if "wrist_image" in self._shows else None
+        state = None
+        if "state" in self._shows:
+            felt = self.world.proprioception()
+            state = np.concatenate([felt["ee_states"], felt["gripper_states"]]).astype(np.float32)
+        return Observation(self.world.picture(), self._instruction, wrist_image=wrist, state=state)
 
     def close(self) -> None:
         """Free the simulator."""
