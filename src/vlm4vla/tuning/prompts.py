@@ -101,6 +101,10 @@ class ConversationEncoder:
             ids += self._ids(self._tail())[:1]
         return sorted({index for index in ids if isinstance(index, int)})
 
+    def tokens(self, answer: str) -> int:
+        """How many tokens an answer has."""
+        return len(self._ids(answer.strip()))
+
     def text(self, ids: Sequence[int]) -> str:
         """An answer's words up to its end."""
         ends, words, run = set(self.end_ids), [], list[int]()
