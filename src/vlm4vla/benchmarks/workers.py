@@ -285,4 +285,5 @@ def die_with_parent() -> None:
 
 def _describe(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno} in {where.name})"
+    text = " ".join(str(error).split())[:500]  # OpenGL's take a screen
+    return f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno} in {where.name})"

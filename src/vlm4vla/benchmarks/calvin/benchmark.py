@@ -14,6 +14,7 @@ from vlm4vla.benchmarks.calvin.expert import PLANS
 from vlm4vla.benchmarks.calvin.oracle import TASKS
 from vlm4vla.benchmarks.calvin.sequences import chains, initial_state, instructions
 from vlm4vla.benchmarks.calvin.world import SCENES, State, World
+from vlm4vla.benchmarks.egl import require_context
 from vlm4vla.benchmarks.simulators import pins, simulator_folder
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
@@ -31,6 +32,8 @@ _UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
 _FIELD, _NEAR, _FAR = 10, 0.01, 10
 _WRIST_SIDE, _WRIST_FIELD, _WRIST_FAR = 84, 75, 2
 """Of the gripper's camera."""
+_UNSHADED = 4
+"""The first two pictures of an OpenGL context have no shadows, also those of an empty world; two more to be sure."""
 RENDERERS = ("egl", "tiny")
 """The data set was drawn with EGL; TinyRenderer needs no OpenGL, and its pictures differ by 20 grey levels."""
 
@@ -131,7 +134,9 @@ class CalvinEnvironment:
         self._completed = 0
         self._view = self._client.computeViewMatrix(_LOOK_FROM, _LOOK_AT, _UP)
         self._projection = self._client.computeProjectionMatrixFOV(_FIELD, 1, _NEAR, _FAR)
-        self._drawn = False
+        if renderer == "egl":
+            for _ in range(_UNSHADED):
+                self._picture()
 
     def reset(self, episode: EpisodeSpec) -> Observation:
         """Build the desk as the chain finds it."""
@@ -167,9 +172,6 @@ class CalvinEnvironment:
         The wrist image is the gripper's camera, 84 x 84. The state is vla-eval's: the tool's place (3, metres), its
         Euler angles (3), how far the fingers are apart (metres), the gripper's last command.
         """
-        if not self._drawn:  # the first picture of an OpenGL context has no shadows
-            self._drawn = True
-            self._picture()
         current = self._goals[min(self._completed, len(self._goals) - 1)]
         wrist = self._wrist_picture() if "wrist_image" in self._shows else None
         state = self.world.robot_obs()[[*range(7), 14]].astype(np.float32) if "state" in self._shows else None
@@ -194,6 +196,8 @@ class CalvinEnvironment:
         pixels = p.getCameraImage(
             side, side, view, projection, renderer=kind, flags=p.ER_NO_SEGMENTATION_MASK
         )[2]
+        if self._renderer == "egl":
+            require_context("CALVIN")
         return np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8).reshape(side, side, 4)[:, :, :3])
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from vlm4vla.benchmarks import osmesa
+from vlm4vla.benchmarks.egl import require_context
 from vlm4vla.benchmarks.simulators import simulator_folder
 from vlm4vla.core.errors import SimulatorError
 
@@ -41,7 +42,7 @@ class World:
 
     def __init__(self, side: int = 256, *, renderer: str = "egl") -> None:
         """Raises: SimulatorError when LIBERO or its OpenGL is not there."""
-        self._side, self._task, self.env = side, "", None
+        self._side, self._renderer, self._task, self.env = side, renderer, "", None
         self._libero = _imported(renderer)
         self._seen: Any = None
 
@@ -75,6 +76,8 @@ class World:
             raw = sim.render(camera_name=camera, width=self._side, height=self._side)
         finally:
             context.data, colors[:] = data, now
+        if self._renderer == "egl":
+            require_context("LIBERO")
         return np.ascontiguousarray(raw[::-1, ::-1])
 
     def proprioception(self) -> dict[str, Float[np.ndarray, " numbers"]]:
