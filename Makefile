@@ -52,7 +52,7 @@ study: $(STAMP) ## does training from scratch hurt, does freezing the vision enc
 	$(BIN)/vlm4vla study mini --run --out runs/studies
 
 # Of each simulator, what its scripted expert shows, and the name under which that is read.
-shown_calvin = --scenes D --tasks open_drawer,turn_on_led --episodes 200
+shown_calvin = --scenes D --tasks open_drawer,turn_on_led --episodes 80
 shown_libero = --tasks put_the_bowl_on_the_plate --episodes 100
 shown_simpler = --tasks carrot,cube --episodes 200
 source = $(if $(filter simpler,$1),bridge,$1)
@@ -61,7 +61,7 @@ define scripted
 	$(BIN)/vlm4vla study scripted-$1 --run --out runs/studies --data $(call source,$1)=runs/studies/scripted/$1
 
 endef
-simulator-study: simulators ## scripted demonstrations, training, closed loop, against chance, on each simulator: hours, continues
+simulator-study: simulators ## scripted demonstrations, training, closed loop, against chance, on each simulator
 	$(foreach name,$(SIMULATORS),$(call scripted,$(name)))
 
 bench: $(STAMP) ## speed and memory: every program in perf/, results in runs/bench/*.json

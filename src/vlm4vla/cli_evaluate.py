@@ -112,7 +112,10 @@ def _evaluate_outside(options: argparse.Namespace, modes: Sequence[int]) -> None
     from vlm4vla.studies.outside import OutsidePolicy, evaluate_outside
     from vlm4vla.studies.runs import RunStore
 
-    if ":" not in options.policy:
+    place, _, name = options.policy.rpartition(":")
+    if name.isdecimal() and "//" not in place:
+        raise RecipeError(f"--policy {options.policy}: write ws://{options.policy} for a server")
+    if not place:
         raise RecipeError(
             f"--policy {options.policy}: neither a folder nor module:name, file.py:name or ws://HOST:PORT"
         )

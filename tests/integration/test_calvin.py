@@ -173,7 +173,15 @@ def test_a_study_on_scripted_demonstrations_from_files_to_scores(
 @needs_pybullet
 def test_the_contract() -> None:
     up = np.array([0, 0, 1, 0, 0, 0, 1], dtype=np.float32)
-    check_benchmark(Calvin(3, renderer="tiny"), steps=4, raising=up)
+    shows = ("wrist_image", "state")
+    check_benchmark(Calvin(3, renderer="tiny", shows=shows), steps=4, raising=up)
+    environment = Calvin(3, renderer="tiny", shows=shows).make_environment()
+    seen = environment.reset(Calvin(3).episodes()[2])
+    assert seen.wrist_image is not None and seen.wrist_image.shape == (84, 84, 3) and seen.state is not None
+    published = [0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963, 1]
+    np.testing.assert_allclose(seen.state, published, atol=2e-3)
+    moved = environment.step(np.array([1, 0, 0, 0, 0, 0, 1], np.float32)).observation.wrist_image
+    assert moved is not None and (moved != seen.wrist_image).mean() > 0.2
 
 
 @needs_pybullet

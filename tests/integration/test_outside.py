@@ -90,6 +90,24 @@ def test_a_vla_eval_server_may_answer_whole_chunks_and_hears_of_new_goals() -> N
         assert restarts == 6 + reached
 
 
+def test_a_server_is_told_the_suite_and_the_key_and_the_key_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM4VLA_API_KEY", "secret-key")
+    with hosted(vla_eval(hello=ASKS)) as host:
+        policy = OutsidePolicy(address=host.address, protocol="vla-eval")
+        evaluate_outside(policy, replace(RECIPE, execute=1, episodes_per_task=1), RunStore(tmp_path), QUIET)
+        starts = [said["payload"]["task"] for said in host.said if said["type"] == "episode_start"]
+        assert [(task["suite"], task["name"]) for task in starts] == [
+            ("point", "go left"),
+            ("point", "go right"),
+            ("point", "go up"),
+        ]
+        request = host.connections[0].request
+        assert request is not None and request.headers["Authorization"] == "Api-Key secret-key"
+    assert not any("secret-key" in path.read_text() for path in tmp_path.rglob("*.json*"))
+
+
 def test_sessions_survive_a_worker_that_breaks(tmp_path: Path) -> None:
     world = PointWorld(faults={"2": "exit"})
     with (
@@ -125,10 +143,14 @@ def test_a_server_that_dies_stops_it_and_the_same_again_ends_with_the_same_numbe
         with pytest.raises(RunError, match="no policy server answers"):
             evaluate_outside(policy, recipe, store, QUIET)
         assert log.read_text().splitlines() == kept
+        status = read_json(log.parents[2] / "status.json")
+        assert status["state"] == "failed" and "has gone" in status["error"]
         host.start()
         folder, results = evaluate_outside(policy, recipe, store, QUIET)
         assert timeless(results) == local(3 if protocol == "openpi" else HORIZON)
         assert log.read_text().splitlines()[: len(kept)] == kept
+        status = read_json(folder / "status.json")
+        assert status["state"] == "done" and status["seconds"]["evaluate"] > 0
         noted = read_json(folder / "provenance.json")
         assert noted["address"] == host.address
         assert noted["policy"]["protocol"] == protocol
@@ -393,6 +415,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         table = capsys.readouterr().out
         assert "pi0@" in table and "point_world:Seeker@" in table
         assert "1 action of each chunk" in table and "3 actions of each chunk" in table
+        page = (tmp_path / "report.html").read_text()
+        assert "observation/state" in page and "fast_vocabulary" not in page, "nothing of ours is said of it"
         (trial,) = [
             path.parent for path in tmp_path.glob("trials/*/trial.json") if "pi0@" in path.read_text()
         ]
@@ -401,6 +425,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             (["evaluate"], "needs one of RUN and --policy"),
             (["evaluate", "--policy", "point_world:Seeker"], "needs --benchmark"),
             (["evaluate", "--policy", "nowhere", *common], "neither a folder nor"),
+            (["evaluate", "--policy", "gpu-3:8000", *common], "write ws://gpu-3:8000 for a server"),
             (["evaluate", "--policy", "point_world:Seeker", *common, "--plan"], "not for --policy"),
             (["evaluate", "--policy", "a:b", *common, "--checkpoints", "all"], "not for --policy"),
             (["evaluate", "--policy", host.address, *common, "--wire", "state"], "FIELD=VALUE"),

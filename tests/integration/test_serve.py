@@ -29,6 +29,8 @@ from vlm4vla.core.types import EpisodeResult, Observation
 from vlm4vla.policies.predictor import Predictor
 from vlm4vla.policies.vla import VLA
 from vlm4vla.serving.client import RemotePolicy
+from vlm4vla.serving.codec import pack, unpack
+from vlm4vla.serving.layout import Layout
 from vlm4vla.serving.server import PolicyServer
 from vlm4vla.training.train import train
 
@@ -42,8 +44,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(predictor: ChunkPredictor) -> Iterator[PolicyServer]:
-    with closing(PolicyServer(predictor, port=0)) as server:
+def serving(predictor: ChunkPredictor, layout: Layout | None = None) -> Iterator[PolicyServer]:
+    with closing(PolicyServer(predictor, port=0, layout=layout)) as server:
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
@@ -94,6 +96,30 @@ def test_clients_ask_at_the_same_time_and_one_that_errs_disturbs_nobody() -> Non
         other = RemotePolicy(server.address, SPEC, benchmark="w", execute=2, changes={"prompt": "words"})
         with closing(other), pytest.raises(RunError, match="'prompt' must be the instruction"):
             other.predict_chunk([Observation(image, "go left")])
+
+
+def test_actions_go_in_the_convention_that_was_asked_for() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    seen = Observation(image, "go left", state=np.zeros(2, np.float32))
+
+    class Gripping(Seeker):
+        def predict_chunk(self, observations):  # type: ignore[no-untyped-def]
+            chunks = np.zeros((len(observations), 5, 7), np.float32)
+            chunks[:, ::2, 6], chunks[:, 1::2, 6] = 1, -1
+            return chunks
+
+    grips = {"close_positive": [-1, 1, -1], "open_one": [1, 0, 1], "close_one": [0, 1, 0]}
+    for word, expected in grips.items():
+        layout = Layout(image="observation/image", gripper=word)  # type: ignore[arg-type]
+        with serving(Gripping(), layout) as server:
+            with connect(server.address) as client:
+                assert msgpack.unpackb(client.recv())["action_spec"]["gripper"] == word
+                client.send(pack({"observation/image": image, "prompt": "x"}, "openpi"))
+                assert unpack(client.recv())["actions"][:3, 6].tolist() == expected
+            with closing(RemotePolicy(server.address, SPEC, benchmark="w", execute=3)) as policy:
+                assert policy.predict_chunk([seen])[0, :, 6].tolist() == [1, -1, 1]
+    with pytest.raises(ActionSpecMismatch, match="rotation"):
+        PolicyServer(Seeker(), port=0, layout=Layout(image="i", rotation="axis_angle"))
 
 
 def test_a_policy_that_fails_is_told_to_who_asked() -> None:

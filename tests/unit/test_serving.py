@@ -115,6 +115,16 @@ def test_what_a_server_declares_decides_unless_the_user_does() -> None:
         assert layout_for("vla-eval", "tabletop", {"action_spec": nonsense}, {}).rotation == ""
 
 
+def test_a_server_of_ours_is_sent_what_the_benchmark_shows() -> None:
+    for benchmark in ("libero-goal", "simpler-bridge"):
+        found = layout_for("openpi", benchmark, {"action_spec": LIBERO.to_json()}, {})
+        assert found == Layout(image="observation/image", rotation="axis_angle", gripper="open_positive")
+    told = LIBERO.to_json() | {"gripper": "close_one"}
+    assert layout_for("openpi", "libero-goal", {"action_spec": told}, {}).gripper == "close_one"
+    others = ("text", {}, {"gripper": 3}, {"gripper": "open_positive"})
+    assert all(layout_for("openpi", "x", {"action_spec": o}, {}) == PRESETS["openpi", ""] for o in others)
+
+
 def test_actions_are_taken_to_the_benchmarks_convention() -> None:
     chunk = np.zeros((4, 7))
     chunk[:, 6] = [1, -1, 0.2, 0]

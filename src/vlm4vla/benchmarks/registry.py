@@ -67,6 +67,7 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         factory="vlm4vla.benchmarks.calvin.benchmark:Calvin",
         fields={"episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
+        shows=("wrist_image", "state"),
         per_worker=1,
         memory=1.0,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
@@ -75,7 +76,9 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         factory="vlm4vla.benchmarks.calvin.benchmark:single_tasks",
         fields={"tasks": "tasks", "episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
+        shows=("wrist_image", "state"),
         per_worker=1,
+        memory=1.0,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
     "simpler-bridge": BenchmarkEntry(

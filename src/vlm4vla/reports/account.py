@@ -60,7 +60,7 @@ def recipes(records: Sequence[TrialRecord]) -> Html:
     folded = []
     for record in records:
         groups: list[tuple[str, Mapping[str, Any]]] = []
-        if record.trial is not None:
+        if record.trial is not None and record.weights != "given":
             data = to_json(record.trial)
             groups = [(part, data[part]) for part in ("policy", "demonstrations", "train")]
         groups += [(f"evaluation {e.fingerprint}", to_json(e.recipe)) for e in record.evaluations]

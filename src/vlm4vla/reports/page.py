@@ -152,7 +152,8 @@ def _method(records: Sequence[TrialRecord]) -> Html:
         "the best of several policies tends to look better than it is.",
         "An episode in which the program broke is an error: it is counted beside the rate and never inside it.",
     ]
-    trained = [record.trial for record in records if record.trial is not None and record.is_trained]
+    ours = [record for record in records if record.is_trained and record.weights != "given"]
+    trained = [record.trial for record in ours if record.trial is not None]
     seeds = Counter(replace(trial, name="", train=replace(trial.train, seed=0)) for trial in trained)
     if trained and max(seeds.values()) == 1:
         paragraphs.append(

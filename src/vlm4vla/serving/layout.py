@@ -88,16 +88,21 @@ def layout_for(
     if dialect == "vla-eval":
         layout = _declared(replace(layout, prompt="task_description"), metadata, changes)
     elif (ours := declared_spec(metadata)) is not None:
-        layout = replace(layout, rotation=ours.rotation, gripper=ours.gripper)
+        # `vlm4vla serve`: its policies see what the benchmark shows, as in an evaluation without a server.
+        gripper = metadata["action_spec"]["gripper"]
+        layout = replace(PRESETS["openpi", ""], rotation=ours.rotation, gripper=gripper)
     return override(layout, changes, where="--wire")
 
 
 def declared_spec(metadata: Mapping[str, Any]) -> ActionSpec | None:
-    """What a server of this project says that its actions mean; None for other servers."""
+    """What a server of this project says that its actions mean, a gripper of 0 to 1 as one of -1 to 1; None for other
+    servers.
+    """
     found = metadata.get("action_spec")
     try:
-        return from_json(ActionSpec, found) if isinstance(found, dict) else None
-    except RecipeError:
+        gripper = str(found["gripper"]).replace("one", "positive")  # type: ignore[index]
+        return from_json(ActionSpec, {**found, "gripper": gripper})  # type: ignore[dict-item]
+    except (RecipeError, KeyError, TypeError):
         return None
 
 
@@ -183,6 +188,16 @@ def resized(image: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.n
     square = Image.new("RGB", (side, side))
     square.paste(small, ((side - columns) // 2, (side - rows) // 2))
     return np.asarray(square)
+
+
+def told(
+    actions: Float32[np.ndarray, "horizon 7"], layout: Layout, spec: ActionSpec
+) -> Float32[np.ndarray, "horizon 7"]:
+    """The inverse: actions that mean `spec`, as the layout says them. Raises: ActionSpecMismatch when it cannot."""
+    chunk = convert(actions, spec, layout.spec(spec))
+    if layout.gripper.endswith("one"):
+        chunk[:, GRIPPER] = (chunk[:, GRIPPER] + 1) / 2
+    return chunk
 
 
 def actions_of(

@@ -25,14 +25,16 @@ from vlm4vla.core.errors import RunError
 from vlm4vla.core.interfaces import ChunkPredictor
 from vlm4vla.core.types import Observation
 from vlm4vla.serving.codec import LARGEST, pack, unpack
-from vlm4vla.serving.layout import Layout
+from vlm4vla.serving.layout import Layout, told
 
 _Chunk = Float32[np.ndarray, "horizon 7"]
 _INTERNAL_ERROR = 1011
 
 
 class PolicyServer:
-    """Listens from the start on; `run` answers. `layout` says under which names image and instruction come."""
+    """Listens from the start on; `run` answers. `layout` says under which names image and instruction come, and in
+    which convention actions go.
+    """
 
     def __init__(
         self,
@@ -44,13 +46,21 @@ class PolicyServer:
         metadata: Mapping[str, Any] | None = None,
         batch: int = 16,
     ) -> None:
-        """Port 0: a free one. Raises: RunError when the port cannot be had."""
+        """Port 0: a free one. Raises: RunError when the port cannot be had, ActionSpecMismatch when the actions cannot
+        be told in the layout's convention.
+        """
         self._predictor = predictor
         self._layout = layout or Layout(image="observation/image")
         self._batch = batch
+        told(
+            np.zeros((1, 7), np.float32), self._layout, predictor.action_spec
+        )  # what cannot be told is refused now
+        means = self._layout.spec(predictor.action_spec).to_json()
+        if self._layout.gripper.endswith("one"):
+            means["gripper"] = self._layout.gripper
         self.metadata = {
             "server": f"vlm4vla {__version__}",
-            "action_spec": predictor.action_spec.to_json(),
+            "action_spec": means,
             "horizon": predictor.horizon,
             **(metadata or {}),
         }
@@ -124,7 +134,7 @@ class PolicyServer:
                 try:
                     future: Future[_Chunk] = Future()
                     self._asked.put((self._read(message), future))
-                    actions = future.result()
+                    actions = told(future.result(), self._layout, self._predictor.action_spec)
                 except (RunError, ValueError) as error:
                     connection.send(f"vlm4vla: error: {error}")
                     connection.close(_INTERNAL_ERROR, "the frame before says why")

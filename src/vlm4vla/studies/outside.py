@@ -64,30 +64,24 @@ def evaluate_outside(
 
     Raises: RunError when the policy breaks or has become another one, RecipeError and ActionSpecMismatch before.
     """
+    benchmark = make_benchmark(recipe)
     if not policy.is_remote:
         from vlm4vla.serving.module import ModulePolicy
 
-        spec = make_benchmark(recipe).action_spec
-        code = ModulePolicy(policy.address, spec, execute=recipe.execute)
+        code = ModulePolicy(policy.address, benchmark.action_spec, execute=recipe.execute)
         recipe = dataclasses.replace(recipe, shows=code.needs)
-        return _play(
-            policy,
-            {"sha256": code.sha256, "version": code.version},
-            {},
-            code,
-            recipe,
-            store,
-            resources,
-            notes,
-        )
+        identity: dict[str, Any] = {"sha256": code.sha256, "version": code.version}
+        return _play(policy, identity, {}, code, recipe, store, resources, notes)
     from vlm4vla.serving.client import RemotePolicy
     from vlm4vla.serving.codec import plain
 
+    tiers = {goal.tier for episode in benchmark.episodes() for goal in episode.goals}
     with closing(
         RemotePolicy(
             policy.address,
-            make_benchmark(recipe).action_spec,
+            benchmark.action_spec,
             benchmark=recipe.benchmark,
+            suite=tiers.pop() if len(tiers) == 1 else "",
             execute=recipe.execute,
             protocol=policy.protocol,
             changes=policy.layout,
@@ -121,11 +115,16 @@ def _play(
     recorded = {"policy": {**identity, **facts}}
     with store.open(trial, facts=recorded, notes={"address": policy.address, **(notes or {})}) as run:
         run.begin()
+        if resources.shard[1] == 1:
+            with run.phase("evaluate"):
+                results = run_evaluation(predictor, recipe, run.folder, resources)
+            run.update(state="done")
+            return run.folder, results
         run.update(state="done", phase="evaluate")
-        folder = run.folder
-    part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
-    with locked(folder / f".lock{part}", what=f"the policy {trial.name!r}"):
-        return folder, run_evaluation(predictor, recipe, folder, resources)
+    # Shards play side by side, and may be on other machines.
+    part = "-{}-of-{}".format(*resources.shard)
+    with locked(run.folder / f".lock{part}", what=f"a shard of the policy {trial.name!r}"):
+        return run.folder, run_evaluation(predictor, recipe, run.folder, resources)
 
 
 def _trial(name: str, identity: Mapping[str, Any]) -> Trial:

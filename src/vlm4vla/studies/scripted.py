@@ -54,11 +54,11 @@ def scripted(
     simulator: str,
     scale: Scale = "tabletop",
     *,
-    steps: int = 2400,
+    steps: int = 600,
     image_size: int = 64,
     folder: str = "",
 ) -> Study:
-    """A tiny VLM, the quickstart's training, against the random policy on the same episodes.
+    """A tiny VLM, a quarter of the quickstart's training, against the random policy on the same episodes.
 
     Chunks of 10 actions, of which half are executed: episodes here are several times as long as Tabletop's. `folder`
     holds the demonstrations, else `--data` says where. `scale` changes nothing.

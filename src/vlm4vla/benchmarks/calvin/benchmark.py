@@ -32,6 +32,8 @@ _UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
 _FIELD, _NEAR, _FAR = 10, 0.01, 10
 _UNSHADED = 4
 """The first two pictures of an OpenGL context have no shadows, also those of an empty world; two more to be sure."""
+_WRIST_SIDE, _WRIST_FIELD, _WRIST_FAR = 84, 75, 2
+"""Of the gripper's camera."""
 RENDERERS = ("egl", "tiny")
 """The data set was drawn with EGL; TinyRenderer needs no OpenGL, and its pictures differ by 20 grey levels."""
 
@@ -45,9 +47,17 @@ class Calvin:
     action_spec = ACTION_SPEC
 
     def __init__(
-        self, episodes: int = 0, *, renderer: str = "egl", scene: str = "D", tasks: Sequence[str] = ()
+        self,
+        episodes: int = 0,
+        *,
+        renderer: str = "egl",
+        scene: str = "D",
+        tasks: Sequence[str] = (),
+        shows: Sequence[str] = (),
     ) -> None:
-        """Raises: RecipeError for a renderer, scene or task that there is not, or more episodes than chains."""
+        """`shows`: `wrist_image`, `state` or both.
+
+        Raises: RecipeError for a renderer, scene or task that there is not, or more episodes than chains."""
         if renderer not in RENDERERS:
             raise RecipeError(f"CALVIN is drawn with {' or '.join(RENDERERS)}, not with {renderer!r}")
         if scene not in SCENES:
@@ -61,6 +71,7 @@ class Calvin:
             if task not in first:
                 raise unknown_name("task that a chain of CALVIN begins with", task, sorted(set(first)))
         self._arguments = {"episodes": episodes, "renderer": renderer, "scene": scene, "tasks": list(tasks)}
+        self._arguments["shows"] = self._shows = list(shows)
         self._scene, self._renderer, self._goals = scene, renderer, 1 if tasks else None
         begun = [[n for n, begins in enumerate(first) if begins == task] for task in tasks]
         self._numbers = [
@@ -91,22 +102,25 @@ class Calvin:
 
     def make_environment(self) -> CalvinEnvironment:
         """Raises: SimulatorError when PyBullet or CALVIN's models are not there."""
-        return CalvinEnvironment(self._scene, self._renderer)
+        return CalvinEnvironment(self._scene, self._renderer, shows=self._shows)
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """For a worker."""
         return f"{Calvin.__module__}:{Calvin.__name__}", self._arguments
 
 
-def single_tasks(tasks: Sequence[str] = (), episodes: int = 0, *, renderer: str = "egl") -> Calvin:
+def single_tasks(
+    tasks: Sequence[str] = (), episodes: int = 0, *, renderer: str = "egl", shows: Sequence[str] = ()
+) -> Calvin:
     """Single goals in scene D; none named: those that the scripted expert can do."""
-    return Calvin(episodes, renderer=renderer, tasks=tasks or list(PLANS))
+    return Calvin(episodes, renderer=renderer, tasks=tasks or list(PLANS), shows=shows)
 
 
 class CalvinEnvironment:
     """One scene. Every reset builds the world anew, so that an episode does not depend on those before it."""
 
-    def __init__(self, scene: str = "D", renderer: str = "egl") -> None:
+    def __init__(self, scene: str = "D", renderer: str = "egl", *, shows: Sequence[str] = ()) -> None:
+        self._shows = shows
         assets = simulator_folder("calvin") / "data"
         if not (assets / "franka_panda").is_dir():
             raise SimulatorError(
@@ -153,23 +167,38 @@ class CalvinEnvironment:
         return self._completed
 
     def observe(self) -> Observation:
-        """The static camera, 200 x 200, and what is to be done now."""
+        """The static camera, 200 x 200, what is to be done now, and what else is asked for.
+
+        The wrist image is the gripper's camera, 84 x 84. The state is vla-eval's: the tool's place (3, metres), its
+        Euler angles (3), how far the fingers are apart (metres), the gripper's last command.
+        """
         current = self._goals[min(self._completed, len(self._goals) - 1)]
-        return Observation(self._picture(), current.instruction)
+        wrist = self._wrist_picture() if "wrist_image" in self._shows else None
+        state = self.world.robot_obs()[[*range(7), 14]].astype(np.float32) if "state" in self._shows else None
+        return Observation(self._picture(), current.instruction, wrist_image=wrist, state=state)
 
     def close(self) -> None:
         """Disconnect."""
         self._client.disconnect()
 
     def _picture(self) -> UInt8[np.ndarray, "200 200 3"]:
+        return self._drawn_from(self._view, self._projection, SIDE)
+
+    def _wrist_picture(self) -> UInt8[np.ndarray, "84 84 3"]:
+        place, forward, up = self.world.wrist_camera()
+        view = self._client.computeViewMatrix(place, place + forward, up)
+        lens = self._client.computeProjectionMatrixFOV(_WRIST_FIELD, 1, _NEAR, _WRIST_FAR)
+        return self._drawn_from(view, lens, _WRIST_SIDE)
+
+    def _drawn_from(self, view: Any, projection: Any, side: int) -> UInt8[np.ndarray, "side side 3"]:
         p = self._client
         kind = p.ER_BULLET_HARDWARE_OPENGL if self._renderer == "egl" else p.ER_TINY_RENDERER
         pixels = p.getCameraImage(
-            SIDE, SIDE, self._view, self._projection, renderer=kind, flags=p.ER_NO_SEGMENTATION_MASK
+            side, side, view, projection, renderer=kind, flags=p.ER_NO_SEGMENTATION_MASK
         )[2]
         if self._renderer == "egl":
             require_context("CALVIN")
-        return np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8).reshape(SIDE, SIDE, 4)[:, :, :3])
+        return np.ascontiguousarray(np.asarray(pixels, dtype=np.uint8).reshape(side, side, 4)[:, :, :3])
 
 
 def _connect(renderer: str) -> Any:

@@ -201,6 +201,14 @@ class World:
         angles = self.p.getEulerFromQuaternion(orientation)
         return np.array([*position, *angles, opening, *joints, self.gripper_action])
 
+    def wrist_camera(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+        """Where the gripper's camera is, where it looks to, what is up in its picture. camera/gripper_camera.py."""
+        p = self.p
+        names = [p.getJointInfo(self.robot, joint)[12] for joint in range(p.getNumJoints(self.robot))]
+        place, turn = p.getLinkState(self.robot, names.index(b"gripper_cam"))[:2]
+        axes = np.array(p.getMatrixFromQuaternion(turn)).reshape(3, 3)
+        return np.array(place), axes[:, 1], -axes[:, 2]
+
     def scene_obs(self) -> Float[np.ndarray, "24"]:
         """Slider, drawer, button, switch, lightbulb, led; of every block in the scene's order position and angles."""
         names = (*DOORS, BUTTON, SWITCH)
