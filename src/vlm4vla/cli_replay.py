@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm4vla.cli_common import workers
 from vlm4vla.core.errors import RecipeError, RunError, unknown_name
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--episode", action="append", default=[], metavar="ID", help="default: all; may be repeated"
     )
     made.add_argument("--video", type=Path, metavar="FILE", help="write what one episode showed (mp4)")
-    made.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default 0, this one")
+    made.add_argument(
+        "--workers", type=workers, default=0, metavar="N", help="processes, or auto; default 0, this one"
+    )
 
 
 def replay(options: argparse.Namespace) -> None:
     """Raises: RunError when anything is not as recorded."""
-    if options.workers < 0:
-        raise RecipeError(f"--workers is {options.workers}; 0 (this process) or more")
     chosen = _chosen(options.folder.resolve(), options.episode)
     if options.video is not None and (len(chosen), len(options.episode)) != (1, 1):
         raise RecipeError(
@@ -90,8 +91,10 @@ def _replayed(folder: Path, names: list[str], options: argparse.Namespace) -> tu
     from vlm4vla.benchmarks.replay import replay
     from vlm4vla.benchmarks.simulators import interpreter
     from vlm4vla.core.recipes import EvaluationRecipe, fingerprint, from_json
+    from vlm4vla.studies.checks import AUTO, Resources
     from vlm4vla.studies.display import Display
     from vlm4vla.studies.runs import read_json
+    from vlm4vla.studies.spread import memory_of, spread
 
     path = folder / "evaluation.json"
     data = read_json(path)
@@ -101,17 +104,19 @@ def _replayed(folder: Path, names: list[str], options: argparse.Namespace) -> tu
     title = f"{recipe.benchmark}, {recipe.execute} actions of each chunk executed"
     entry = BENCHMARKS.get(recipe.benchmark)
     simulator = entry.simulator if entry else None
+    asked = Resources(workers=1 if simulator and options.workers == 0 else options.workers)
     # Simulators that draw with OpenGL take it from each other in one process.
-    workers = max(1, options.workers) if simulator else options.workers
+    count = spread([recipe], asked, told=options.workers == AUTO and not options.quiet).workers
     per_worker = entry.per_worker if entry and entry.per_worker else 4
     with Display(shown=not options.quiet) as display:
         found = replay(
             make_benchmark(recipe),
             folder,
             episodes=names,
-            workers=workers,
-            environments=per_worker * max(1, workers),
+            workers=count,
+            environments=per_worker * max(1, count),
             python=interpreter(simulator) if simulator else None,
+            memory=memory_of(recipe) if entry else 0,
             video=options.video,
             say=lambda played, total: display.show([f"{title}: {played} of {total} replayed"]),
         )

@@ -81,6 +81,7 @@ def tune(options: argparse.Namespace) -> None:
     asked = [*(held_out(recipe, sources, questions=options.questions) if recipe.held_out else ())]
     for task in map(_task_recipe, options.also_score or ()):
         asked += chosen(task, questions=options.questions)
+    asked = [talk for talk in asked if any(exchange.measure != "text" for exchange in talk.exchanges)]
     columns = {
         label: answers_of(
             vlm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,22 @@ def test_a_killed_tuning_goes_on_to_the_same_weights(vlm: Path, questions: Path,
         for name in ("whole", "killed")
     ]
     assert weights[0] == weights[1]
+
+
+def test_answers_that_nothing_can_measure_are_trained_on_all_the_same(
+    vlm: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(questions, tmp_path / "long"))
+    rows = json.loads((folder / "questions.json").read_text())
+    for row in rows:
+        row["conversations"] = row["conversations"][:2]
+        row["conversations"][1]["value"] = (
+            "it is of one colour from edge to edge, as far as anybody can see at all"
+        )
+    (folder / "questions.json").write_text(json.dumps(rows))
+    assert cli.main(arguments(vlm, folder, tmp_path / "runs", "--steps", "2", "--json", "--quiet")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["scores"] == [] and (Path(told["folder"]) / "config.json").exists()
 
 
 @pytest.mark.parametrize("sharding, drawn", [("none", False), ("full", False), ("auto", True)])

@@ -78,6 +78,7 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         simulator="calvin",
         shows=("wrist_image", "state"),
         per_worker=1,
+        memory=1.0,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
     "simpler-bridge": BenchmarkEntry(

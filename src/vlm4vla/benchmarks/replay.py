@@ -52,6 +52,7 @@ def replay(
     environments: int = 8,
     time_limit: float = 120.0,
     python: str | None = None,
+    memory: int = 0,
     video: Path | None = None,
     say: Callable[[int, int], None] = lambda played, total: None,
 ) -> list[Replay]:
@@ -87,7 +88,9 @@ def replay(
             found[result.episode] = _told(result, str(error))
     if plays:
         places = min(environments, len(plays))
-        pool = Pool(benchmark, places=places, workers=workers, time_limit=time_limit, python=python)
+        pool = Pool(
+            benchmark, places=places, workers=workers, time_limit=time_limit, python=python, memory=memory
+        )
         try:
             for play, broke in _play_all(pool, plays):
                 then = kept_software(folder, play.result)

@@ -29,8 +29,9 @@ def sweep(folder: Path, tries: Sequence[Try], resources: Resources) -> list[list
             part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
             stack.enter_context(locked(folder / f".lock{part}", what=f"the trial {trial.name!r}"))
         there = recorded(tries, resources.shard)
-        resources = planned([each.recipe for each in tries], tries[0].checkpoint, resources)
         open_ = [len(names) - len(done) for names, done in there]
+        if any(open_):
+            resources = planned([each.recipe for each in tries], tries[0].checkpoint, resources)
         display = Progress("sweep", sum(len(names) for names, _ in there), [], shown=resources.progress)
         policies: dict[Path | None, ChunkPredictor] = {}
         results = []

@@ -23,7 +23,8 @@ from vlm4vla.backbones.discover import PARTS, find_parts
 from vlm4vla.core.errors import BackboneError, RunError
 from vlm4vla.core.recipes import TuneRecipe
 from vlm4vla.policies.learner import Learner
-from vlm4vla.tuning.collate import Asked, ConversationEncoder, Row
+from vlm4vla.tuning.collate import Asked, Row
+from vlm4vla.tuning.prompts import ConversationEncoder
 
 _ADAPTERS = "adapters.safetensors"
 _WORDS = "answer_tokens.json"
@@ -182,7 +183,12 @@ class AnsweringVLM(Learner):
         if recipe.lora_rank:
             lora.add_adapters(self.vlm, self.checkpoint.family, recipe, seed=recipe.train.seed)
         if recipe.train.checkpoint_activations:
-            self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+            if not self.vlm.supports_gradient_checkpointing:
+                raise BackboneError(
+                    f"{self.checkpoint.where}: {type(self.vlm).__name__} cannot compute activations again; leave "
+                    "train.checkpoint_activations off"
+                )
+            self.vlm.activation_checkpointing_enable({"use_reentrant": False})
         return self
 
     def _select(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor, ...] | None:

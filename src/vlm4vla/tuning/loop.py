@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,10 @@ from vlm4vla.training.batches import ahead
 from vlm4vla.training.checkpoints import latest_checkpoint
 from vlm4vla.training.distributed import Processes, Sharding
 from vlm4vla.tuning.answering import AnsweringVLM
-from vlm4vla.tuning.collate import DRAWING, SEED, Asked, ConversationEncoder, Row, collate
+from vlm4vla.tuning.collate import DRAWING, SEED, Asked, Row, collate
 from vlm4vla.tuning.examples import ConversationSource
 from vlm4vla.tuning.mixture import CHECKED, Mixture, Part, WordSource, open_source
+from vlm4vla.tuning.prompts import ConversationEncoder
 
 HELD_OUT_CONVERSATIONS = 256
 """The held-out loss is measured on so many, the same ones every time."""
@@ -54,8 +56,8 @@ def tune(
     """
     recipes.check_tune(recipe)
     task = task_of(recipe, sources)
-    if latest_checkpoint(folder / "checkpoints") is None:
-        task.examine()
+    task.examined = latest_checkpoint(folder / "checkpoints") is not None
+    task.shown = progress
     facts = {"tuning": task.config, "tasks": [[s.name, s.fingerprint] for s in task.mixture.sources]}
     return loop.run(
         task,
@@ -115,13 +117,9 @@ class TuneTask(loop.Task[AnsweringVLM, Batch]):
         self.config = recipes.to_json(recipe)
         self.identity = recipes.fingerprint(recipe, [source.fingerprint for source in sources])
         self.mixture = Mixture(recipe.tasks, sources)
+        self.examined, self.shown = True, False
+        """Whether conversations need not be read before the first step; whether to say so."""
         self.train_on, self.held_out = self.mixture.split(held_out=recipe.held_out, seed=recipe.train.seed)
-
-    def examine(self) -> None:
-        """Read up to `CHECKED` conversations as the training will. Raises: DataError for the first that is wrong."""
-        vlm = self.begin()
-        for index in self.train_on.spread(CHECKED):
-            vlm.encoder(self.train_on[index])
 
     def begin(self) -> AnsweringVLM:
         """The recipe's VLM."""
@@ -132,7 +130,21 @@ class TuneTask(loop.Task[AnsweringVLM, Batch]):
         return AnsweringVLM.from_checkpoint(checkpoint, self.tuning)
 
     def batches(self, learner: AnsweringVLM, processes: Processes) -> tuple[TuneBatches, Batch | None]:
-        """Of the training conversations, and of the held-out ones."""
+        """Of the training conversations, and of the held-out ones.
+
+        Up to `CHECKED` are read before. Raises: DataError for the first that is wrong.
+        """
+        if not self.examined:
+            chosen = list(self.train_on.spread(CHECKED))
+            if self.shown and processes.is_main:
+                print(
+                    f"reading {len(chosen):,} conversations before the first step",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            for index in chosen[processes.rank :: processes.world]:
+                learner.encoder(self.train_on[index])
+            self.examined = True
         made = TuneBatches(self.train_on, self.mixture.weights, learner.encoder, self.recipe, processes)
         return made, made.held_out(self.held_out) if len(self.held_out) else None
 
@@ -169,7 +181,7 @@ class TuneTask(loop.Task[AnsweringVLM, Batch]):
         Those of micro-batches add up, those of processes are averaged.
         """
         logits, targets = learner(micro).float(), micro.targets[micro.targets >= 0]
-        count = words.clamp(min=1)
+        count = words if words > 0 else torch.ones_like(words)
         loss = functional.cross_entropy(logits, targets, reduction="sum") / count
         right = (logits.detach().argmax(-1) == targets).sum() / count
         return torch.stack([loss, right])
