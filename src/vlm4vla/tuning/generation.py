@@ -149,8 +149,10 @@ class DrawingVLM(AnsweringVLM):
         states: Float[Tensor, "batch length hidden"],
         mask: Int64[Tensor, "batch length"],
     ) -> Float[Tensor, "batch 3 side side"]:
+        # Scaled by the signal's share, noise alone becomes nothing and need not be learned to be ignored.
+        share = self.scheduler.alphas_cumprod.to(times.device)[times].sqrt()[:, None, None, None]
         found: Tensor = self.branch(
-            pictures,
+            share * pictures,
             encoder_hidden_states=states,
             timestep=times,
             encoder_attention_mask=mask,
