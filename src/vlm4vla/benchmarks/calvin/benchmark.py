@@ -30,10 +30,10 @@ _LOOK_FROM = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 _LOOK_AT = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
 _UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
 _FIELD, _NEAR, _FAR = 10, 0.01, 10
-_UNSHADED = 4
-"""The first two pictures of an OpenGL context have no shadows, also those of an empty world; two more to be sure."""
 _WRIST_SIDE, _WRIST_FIELD, _WRIST_FAR = 84, 75, 2
 """Of the gripper's camera."""
+_UNSHADED = 4
+"""The first two pictures of an OpenGL context have no shadows, also those of an empty world; two more to be sure."""
 RENDERERS = ("egl", "tiny")
 """The data set was drawn with EGL; TinyRenderer needs no OpenGL, and its pictures differ by 20 grey levels."""
 
