@@ -40,17 +40,23 @@ def seconds(*works: Callable[[], object], rounds: int = 5) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-def publish(name: str, figures: Mapping[str, float], path: Path | None) -> None:
-    """Print the figures, and write them with the machine they were measured on."""
-    width = max(map(len, figures))
+def publish(
+    name: str, figures: Mapping[str, float], path: Path | None, *, skipped: Mapping[str, str] | None = None
+) -> None:
+    """Print the figures, and write them with the machine they were measured on; and why others are missing."""
+    skipped = skipped or {}
+    width = max(map(len, (*figures, *skipped)))
     for label, value in figures.items():
         print(f"{label:<{width}}  {value:12,.3f}")
+    for label, reason in skipped.items():
+        print(f"{label:<{width}}  skipped: {reason}")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         machine = {
             "python": platform.python_version(),
             "machine": platform.machine(),
             "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
         }
-        content = {"program": name, "figures": dict(figures), "machine": machine}
+        content = {"program": name, "figures": dict(figures), "skipped": dict(skipped), "machine": machine}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

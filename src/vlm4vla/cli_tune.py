@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.recipes import TaskRecipe, TrainRecipe, TuneRecipe, override, to_json
@@ -79,6 +81,7 @@ def tune(options: argparse.Namespace) -> None:
     asked = [*(held_out(recipe, sources, questions=options.questions) if recipe.held_out else ())]
     for task in map(_task_recipe, options.also_score or ()):
         asked += chosen(task, questions=options.questions)
+    asked = [talk for talk in asked if any(exchange.measure != "text" for exchange in talk.exchanges)]
     columns = {
         label: answers_of(
             vlm,
@@ -96,8 +99,12 @@ def tune(options: argparse.Namespace) -> None:
         if asked
     }
     (folder / "scores.json").write_text(json.dumps(scores(columns), indent=1) + "\n", encoding="utf-8")
-    _print(columns, {"folder": str(result)}, title=f"{recipe.backbone}, tuned", as_json=options.json)
+    drawn = drawing_scores(folder)
+    facts = {"folder": str(result), **({"drawings": drawn} if drawn else {})}
+    _print(columns, facts, title=f"{recipe.backbone}, tuned", as_json=options.json)
     if not options.json:
+        if drawn:
+            _print_drawings(drawn, folder)
         print(f"\nTuned:  {result}\nPolicy: vlm4vla train tabletop --backbone {result}")
 
 
@@ -156,7 +163,43 @@ def scores(columns: Columns) -> list[dict[str, str | int | float]]:
     return rows
 
 
-def _print(columns: Columns, facts: Mapping[str, str], *, title: str, as_json: bool) -> None:
+def drawing_scores(folder: Path) -> list[dict[str, str | int | float]]:
+    """A row per measure of held-out drawings: mean, half of its 95 % interval, the mean picture's, and how many."""
+    from vlm4vla.tuning.generation_loop import read_drawings
+
+    drawn = read_drawings(folder)
+    rows: list[dict[str, str | int | float]] = []
+    for kind, measure in dict.fromkeys((one.kind, one.measure) for one in drawn):
+        mine = [one for one in drawn if (one.kind, one.measure) == (kind, measure)]
+        values = [one.value for one in mine]
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        facts = {"value": statistics.fmean(values), "half_width": 1.96 * spread / math.sqrt(len(values))}
+        means = statistics.fmean(one.mean_picture for one in mine)
+        rows.append({"kind": kind, "measure": measure, **facts, "mean_picture": means, "n": len(mine)})
+    return rows
+
+
+def _print_drawings(rows: Sequence[Mapping[str, str | int | float]], folder: Path) -> None:
+    from vlm4vla.reports.tables import Table
+    from vlm4vla.tuning.generation_loop import SHEET
+
+    cells = tuple(
+        (
+            f"{row['kind']}: {row['measure']}",
+            f"{row['value']:.3g} \N{PLUS-MINUS SIGN} {row['half_width']:.2g}",
+            f"{row['mean_picture']:.3g}",
+            str(row["n"]),
+        )
+        for row in rows
+    )
+    print(
+        "\n"
+        + Table("Held-out drawings", ("kind: measure", "drawn", "mean picture", "n"), cells).text(width=150)
+    )
+    print(f"Drawn:  {folder / SHEET}")
+
+
+def _print(columns: Columns, facts: Mapping[str, Any], *, title: str, as_json: bool) -> None:
     from vlm4vla.reports.estimates import Estimate
     from vlm4vla.reports.tables import Table, percent
     from vlm4vla.tuning.scoring import WORST

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ import tiny_trials
 
 from vlm4vla import cli
 from vlm4vla.backbones.tiny import build_tiny
-from vlm4vla.core.recipes import to_json
+from vlm4vla.core.recipes import TaskRecipe, to_json
 from vlm4vla.training.worker import launch_command
 from vlm4vla.tuning.loop import tune
 
@@ -97,12 +99,32 @@ def test_a_killed_tuning_goes_on_to_the_same_weights(vlm: Path, questions: Path,
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
-def test_two_processes_give_the_losses_of_one(
-    sharding: str, vlm: Path, questions: Path, tmp_path: Path
+def test_answers_that_nothing_can_measure_are_trained_on_all_the_same(
+    vlm: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Although one has more answer tokens, and more micro-batches, than the other."""
+    folder = Path(shutil.copytree(questions, tmp_path / "long"))
+    rows = json.loads((folder / "questions.json").read_text())
+    for row in rows:
+        row["conversations"] = row["conversations"][:2]
+        row["conversations"][1]["value"] = (
+            "it is of one colour from edge to edge, as far as anybody can see at all"
+        )
+    (folder / "questions.json").write_text(json.dumps(rows))
+    assert cli.main(arguments(vlm, folder, tmp_path / "runs", "--steps", "2", "--json", "--quiet")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["scores"] == [] and (Path(told["folder"]) / "config.json").exists()
+
+
+@pytest.mark.parametrize("sharding, drawn", [("none", False), ("full", False), ("auto", True)])
+def test_two_processes_give_the_losses_of_one(
+    sharding: str, drawn: bool, vlm: Path, questions: Path, tmp_path: Path
+) -> None:
+    """Although one has more answer tokens, more drawings, and more micro-batches, than the other."""
     recipe = tiny_questions.tuning(vlm, questions, steps=4, validate_every=2, micro_batch_size=1)
+    if drawn:
+        drawings = TaskRecipe(task="tabletop-drawings", options=("scenes=12", "image_size=32"))
+        small = {"generation_size": 16, "generation_width": 32, "generation_layers": 1}
+        recipe = replace(recipe, tasks=(*recipe.tasks, drawings), **small)  # type: ignore[arg-type]
     tune(recipe, tmp_path / "one", progress=False)
     (tmp_path / "tuning.json").write_text(json.dumps(to_json(recipe)))
     arguments = [str(tmp_path / "tuning.json"), str(tmp_path / "two"), "--quiet", "--sharding", sharding]

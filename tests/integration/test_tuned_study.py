@@ -39,7 +39,7 @@ def run(out: Path, *arguments: str) -> str:
 
 
 def vision_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in weights.items() if "visual." in name}
+    return {name: tensor for name, tensor in weights.items() if "visual." in name and "merger" not in name}
 
 
 def test_six_cells_are_tuned_trained_and_scored(tmp_path: Path) -> None:

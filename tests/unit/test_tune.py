@@ -74,6 +74,39 @@ def test_the_loss_is_the_one_transformers_computes_for_labels(family: str, tmp_p
         assert all(exchange.answer in answers for talk in TALKS for exchange in talk.exchanges), answers
 
 
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "smolvlm", "internvl"])
+def test_several_images_and_questions_make_the_prompt_of_the_processor(family: str, tmp_path: Path) -> None:
+    """As if the whole conversation were given to it at once."""
+    folder = build_tiny(family, tiny_trials.SIZE, tmp_path / "vlm", texts=tiny_trials.SAYINGS, seed=0)
+    encoder = AnsweringVLM.from_pretrained(folder).encoder
+    other = PICTURE[::-1].copy()
+    asked = (
+        Exchange("<image>\nthen <image>\nwhat moved", "the light"),
+        Exchange("and in <image>", "the spot"),
+    )
+    ((row, targets),) = encoder(Conversation("two", (PICTURE, other, PICTURE), asked))
+    image: dict[str, Any] = {"type": "image"}
+    messages = []
+    for content, answer in (
+        (
+            [image, {"type": "text", "text": "then"}, image, {"type": "text", "text": "what moved"}],
+            "the light",
+        ),
+        ([{"type": "text", "text": "and in"}, image], "the spot"),
+    ):
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    template = encoder.processor.chat_template
+    text = encoder.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    whole = encoder.processor(text=[text], images=[[PICTURE, other, PICTURE]], return_tensors="pt")
+    length = row["input_ids"].shape[1]
+    assert 0 <= whole["input_ids"].shape[1] - length <= 1, "but for a line's end behind the last answer"
+    assert torch.equal(row["input_ids"], whole["input_ids"][:, :length])
+    assert torch.equal(row["pixel_values"], whole["pixel_values"])
+    said = encoder.tokenizer.decode(targets[targets >= 0])
+    assert "the light" in said and "the spot" in said and "moved" not in said
+
+
 def test_an_answer_depends_on_no_other(vlm: Path) -> None:
     model = AnsweringVLM.from_pretrained(vlm).eval()
     rows = [row for talk in TALKS for row in model.encoder.questions(talk)]
@@ -97,10 +130,13 @@ def test_a_stopped_tuning_goes_on_bit_for_bit(
     assert losses[0] == losses[1] and len(losses[0]) == 8
 
 
-def test_the_loss_does_not_depend_on_micro_batches(vlm: Path, questions: Path, tmp_path: Path) -> None:
+def test_the_loss_depends_neither_on_micro_batches_nor_on_what_is_computed_again(
+    vlm: Path, questions: Path, tmp_path: Path
+) -> None:
     losses = []
     for size in (0, 1):
-        recipe = tiny_questions.tuning(vlm, questions, steps=4, micro_batch_size=size)
+        again = {"micro_batch_size": size, "checkpoint_activations": size > 0}
+        recipe = tiny_questions.tuning(vlm, questions, steps=4, **again)
         quiet(recipe, tmp_path / str(size))
         losses.append(np.array(tiny_trials.metrics(tmp_path / str(size), "loss", "gradient_norm")))
     assert np.allclose(*losses, rtol=1e-4)

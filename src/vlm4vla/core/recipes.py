@@ -180,6 +180,15 @@ class TuneRecipe:
     lora_parts: tuple[Literal["vision", "projector", "language"], ...] = ("language",)
     held_out: float = 0.05
     """Share of every task's conversations that are scored and never trained on."""
+    generation_weight: float = 1.0
+    """Of the diffusion loss beside the one on answers. This and what follows: where a task's answers are drawings."""
+    generation_size: int = 32
+    """Side of what is drawn, in pixels, a multiple of 4."""
+    generation_width: int = 128
+    """Of the branch, a multiple of 32; its parameters are the part `head` of `train.part_rates`."""
+    generation_layers: int = 4
+    generation_steps: int = 20
+    """Of denoising, when it draws."""
     train: TrainRecipe = TrainRecipe(
         steps=2000, batch_size=64, learning_rate=1e-5, warmup_steps=60, schedule="cosine"
     )
@@ -323,8 +332,14 @@ def check_tune(recipe: TuneRecipe, *, processes: int = 1) -> None:
         if getattr(recipe.train, name) != getattr(default, name):
             raise RecipeError(f"tune.train.{name}: answers have no such thing; leave it at its default")
     for text in recipe.train.part_rates:
-        if text.partition("=")[0] not in ("vision", "projector", "word_embedding", "language"):
+        if text.partition("=")[0] == "query":
             raise RecipeError(f"tune.train.part_rates {text!r}: a VLM has no such part")
+    for name, unit in (("size", 4), ("width", 32), ("layers", 1), ("steps", 1)):
+        value = getattr(recipe, f"generation_{name}")
+        if value < unit or value % unit:
+            raise RecipeError(f"tune.generation_{name} must be a positive multiple of {unit}, not {value}")
+    if not 0 < recipe.generation_weight < math.inf:
+        raise RecipeError(f"tune.generation_weight must be positive, not {recipe.generation_weight}")
     check_lora(recipe)
     check_train(recipe.train, processes=processes)
 

@@ -27,7 +27,15 @@ _BOTH = ("calvin", "simpler")
 _SMALL = "tabletop"
 _MADE = {
     name: f"tabletop-{name.removesuffix('-332k')}"
-    for name in ("robopoint", "vica-332k", "bridgevqa", "robo2vlm", "robobrain2", "vqa-mix")
+    for name in (
+        "robopoint",
+        "vica-332k",
+        "bridgevqa",
+        "robo2vlm",
+        "robobrain2",
+        "omni-generation",
+        "vqa-mix",
+    )
 }
 """Tabletop's task after each of the paper's."""
 _READ = ("robopoint", "vica-332k", "bridgevqa", "robo2vlm", "vqa-mix")

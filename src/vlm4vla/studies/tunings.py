@@ -38,7 +38,7 @@ def run_tuning(
 
     Raises: RecipeError, DataError before anything is done; later RunError naming the folder. The same call goes on.
     """
-    from vlm4vla.tuning.loop import RESULT, finish, tune
+    from vlm4vla.tuning.loop import RESULT, finish, task_of, tune
 
     resources = resources or Resources()
     check_tune(recipe, processes=resources.train_processes)
@@ -67,6 +67,10 @@ def run_tuning(
                     mirrors=resources.mirrors,
                 )
                 result = finish(recipe, checkpoint, run.folder, sources, provenance=told)
+                if task_of(recipe, sources).mixture.draws:
+                    from vlm4vla.tuning.generation_loop import draw_held_out
+
+                    draw_held_out(recipe, checkpoint, run.folder, sources, device=device)
             run.update(state="done")
             return result
     except VLAError as error:
@@ -109,11 +113,12 @@ def _tune_in_processes(
 def held_out(
     recipe: TuneRecipe, sources: Sequence[ConversationSource], *, questions: int = QUESTIONS
 ) -> list[Conversation]:
-    """Conversations that a tuning does not train on, up to so many of every task, evenly spread."""
+    """Conversations that a tuning does not train on, up to so many of every task, evenly spread; no drawings."""
     from vlm4vla.tuning.loop import TuneTask
 
-    task = TuneTask(recipe, sources)
-    return [task.held_out[index] for index in task.held_out.spread_over_sources(questions)]
+    part = TuneTask(recipe, sources).held_out
+    found = (part[index] for index in part.spread_over_sources(questions))
+    return [conversation for conversation in found if conversation.drawing is None]
 
 
 def chosen(task: TaskRecipe, *, questions: int = QUESTIONS) -> list[Conversation]:

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,8 @@ from vlm4vla.backbones.discover import PARTS, find_parts
 from vlm4vla.core.errors import BackboneError, RunError
 from vlm4vla.core.recipes import TuneRecipe
 from vlm4vla.policies.learner import Learner
-from vlm4vla.tuning.collate import Asked, ConversationEncoder, Row
+from vlm4vla.tuning.collate import Asked, Row
+from vlm4vla.tuning.prompts import ConversationEncoder
 
 _ADAPTERS = "adapters.safetensors"
 _WORDS = "answer_tokens.json"
@@ -66,7 +67,7 @@ class AnsweringVLM(Learner):
         tail: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-    ) -> AnsweringVLM:
+    ) -> Self:
         """Load a registered name, a hub id or a checkpoint folder.
 
         `words` become tokens of their own: added, or with `tail` in place of the last ordinary ones of the vocabulary.
@@ -84,9 +85,7 @@ class AnsweringVLM(Learner):
         return cls(checkpoint, short=prompt == "short", token_ids=ids)
 
     @classmethod
-    def from_recipe(
-        cls, recipe: TuneRecipe, *, words: Sequence[str] = (), tail: bool = False
-    ) -> AnsweringVLM:
+    def from_recipe(cls, recipe: TuneRecipe, *, words: Sequence[str] = (), tail: bool = False) -> Self:
         """Before its first step: frozen parts frozen, adapters drawn. Raises: RecipeError, BackboneError."""
         vlm = cls.from_pretrained(
             recipe.backbone,
@@ -99,7 +98,7 @@ class AnsweringVLM(Learner):
         return vlm._prepared(recipe)
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, recipe: TuneRecipe) -> AnsweringVLM:
+    def from_checkpoint(cls, folder: Path, recipe: TuneRecipe) -> Self:
         """As a training left it in `folder`. Raises: RunError when that is damaged."""
         try:
             vlm = cls.from_pretrained(folder, prompt=recipe.prompt)._prepared(recipe)
@@ -176,7 +175,7 @@ class AnsweringVLM(Learner):
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
-    def _prepared(self, recipe: TuneRecipe) -> AnsweringVLM:
+    def _prepared(self, recipe: TuneRecipe) -> Self:
         parts = self.learners()
         for part in recipe.freeze:
             for parameter in parts[part]:
@@ -184,7 +183,12 @@ class AnsweringVLM(Learner):
         if recipe.lora_rank:
             lora.add_adapters(self.vlm, self.checkpoint.family, recipe, seed=recipe.train.seed)
         if recipe.train.checkpoint_activations:
-            self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+            if not self.vlm.supports_gradient_checkpointing:
+                raise BackboneError(
+                    f"{self.checkpoint.where}: {type(self.vlm).__name__} cannot compute activations again; leave "
+                    "train.checkpoint_activations off"
+                )
+            self.vlm.activation_checkpointing_enable({"use_reentrant": False})
         return self
 
     def _select(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor, ...] | None:

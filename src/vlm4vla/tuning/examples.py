@@ -18,17 +18,34 @@ of paths; mean absolute error of an action chunk; not at all."""
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """A picture that is wanted as the answer."""
+
+    kind: Literal["image", "depth", "segmentation"]
+    """How it is scored: by its colours, as distances, as classes."""
+    pixels: UInt8[ndarray, "height width 3"]
+    """RGB, of any shape; a depth is grey."""
+    metres: tuple[float, float] = (0.0, 1.0)
+    """`depth`: what black and white stand for; all that is further away is white and not scored."""
+    colors: tuple[tuple[int, int, int], ...] = ()
+    """`segmentation`: of the classes, the background's first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Exchange:
     """One question and its answer."""
 
     question: str
     """May hold `IMAGE_MARK`; all of a conversation together hold as many as it has images."""
     answer: str
+    """Empty where a drawing is the answer."""
     measure: Measure = "text"
     truth: Mapping[str, Any] = field(default_factory=dict)
     """What scoring needs beside the answer: `choices` (letters or words), `region` (Bool [height, width], for points),
     `value` (a number), `path` (points in 0..1), `chunk` (actions in -1..1) and
     `read` (from an answer to such a chunk)."""
+    drawing: Drawing | None = None
+    """Instead of words, by a diffusion branch; then the conversation's only exchange."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +59,11 @@ class Conversation:
     exchanges: tuple[Exchange, ...]
     task: str = ""
     """Of a mixture: what is counted and scored together."""
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """What is to be drawn, if that is the question."""
+        return self.exchanges[0].drawing if self.exchanges else None
 
 
 @runtime_checkable
@@ -75,7 +97,9 @@ def check(conversation: Conversation) -> Sequence[str]:
     if marks != len(conversation.images):
         faults.append(f"{marks} image marks, but {len(conversation.images)} images")
     for number, exchange in enumerate(conversation.exchanges):
-        if not exchange.answer.strip():
+        if exchange.drawing is not None and (exchange.answer or len(conversation.exchanges) > 1):
+            faults.append("a drawing beside words or other questions")
+        if not exchange.answer.strip() and exchange.drawing is None:
             faults.append(f"answer {number} is empty")
         if not exchange.question.replace(IMAGE_MARK, "").strip():
             faults.append(f"question {number} is empty")

@@ -35,6 +35,16 @@ class WordSource(ConversationSource, Protocol):
         ...
 
 
+@runtime_checkable
+class DrawingSource(ConversationSource, Protocol):
+    """A source some of whose answers are drawings."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether it has any."""
+        ...
+
+
 def open_source(task: TaskRecipe) -> ConversationSource:
     """A task's conversations. Raises: RecipeError for an unknown task or option, DataError for damaged files."""
     options = {}
@@ -87,6 +97,11 @@ class Mixture:
         return Part(self.sources, sides[0]), Part(self.sources, sides[1])
 
     @property
+    def draws(self) -> bool:
+        """Whether some answers are drawings."""
+        return any(isinstance(source, DrawingSource) and source.draws for source in self.sources)
+
+    @property
     def words(self) -> tuple[str, ...]:
         """What must become tokens."""
         found = [word for s in self.sources if isinstance(s, WordSource) for word in s.words]
@@ -124,6 +139,7 @@ class Part:
         place = index - (self._ends[source] - self.counts[source])
         found = self.sources[source][int(self.chosen[source][place])]
         made = [image.nbytes for image in found.images if isinstance(image, np.ndarray)]
+        made += [found.drawing.pixels.nbytes] if made and found.drawing else []
         if made and sum(made) <= self._room:
             self._kept[index] = found
             self._room -= sum(made)

@@ -144,6 +144,11 @@ class Mixed:
             self._length -= 1  # rounding, some few
 
     @property
+    def draws(self) -> bool:
+        """Whether a part has drawings as answers."""
+        return any(getattr(source, "draws", False) for source in self.sources)
+
+    @property
     def fingerprint(self) -> str:
         """Of the parts and the weights."""
         return fingerprint([source.fingerprint for source in self.sources], list(self.weights))

@@ -57,10 +57,12 @@ def score(
     conversations: Iterable[Conversation],
     *,
     batch_size: int = 32,
-    most_tokens: int = 64,
+    most_tokens: int = 0,
     seen: Callable[[int], None] = lambda count: None,
 ) -> list[Answer]:
     """Ask every question that has a measure. Prompts of one length are answered together; `seen` counts answers.
+
+    `most_tokens` of an answer; 0: twice as many as the longest right one has, and 16.
 
     Raises: DataError; RecipeError when nothing of all this can be scored.
     """
@@ -75,6 +77,8 @@ def score(
                 asked.append((conversation, number))
     if not asked:
         raise RecipeError("none of these questions has a measure, so nothing can be scored")
+    right = max(vlm.encoder.tokens(talk.exchanges[number].answer) for talk, number in asked)
+    most_tokens = most_tokens or 2 * right + 16
     said: dict[int, str] = {}
     vlm.eval()
     for group in alike.values():

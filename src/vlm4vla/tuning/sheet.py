@@ -45,12 +45,18 @@ def spread(source: ConversationSource, count: int) -> list[Conversation]:
 
 def _lines(exchange: Exchange) -> list[str]:
     question = " ".join(exchange.question.replace(IMAGE_MARK, "").split())
-    return textwrap.wrap(question, _LETTERS) + textwrap.wrap(f"> {exchange.answer}", _LETTERS)
+    answer = exchange.answer if exchange.drawing is None else "(on the right)"
+    return textwrap.wrap(question, _LETTERS) + textwrap.wrap(f"> {answer}", _LETTERS)
 
 
 def _drawn(image: Picture, exchanges: Sequence[Exchange]) -> Image.Image:
     opened = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
     shown = opened.convert("RGB").resize((_SIDE, _SIDE))
+    if (drawing := exchanges[0].drawing) is not None:
+        half, beside = (_SIDE // 2, _SIDE // 2), Image.new("RGB", (_SIDE, _SIDE // 2))
+        beside.paste(shown.resize(half))
+        beside.paste(Image.fromarray(drawing.pixels).resize(half), (_SIDE // 2, 0))
+        return beside
     draw = ImageDraw.Draw(shown)
     for exchange in exchanges:
         places = [(float(x) * _SIDE, float(y) * _SIDE) for x, y in _NUMBERS.findall(exchange.answer)]

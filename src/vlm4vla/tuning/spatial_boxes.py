@@ -84,7 +84,7 @@ class BoxQuestions:
 
     def _things(self, row: Mapping[str, Any], size: tuple[int, int], where: str) -> list[Thing]:
         width, height = size
-        depths = _depth_map(within(self.folder, row["depth"], where), where) if "depth" in row else None
+        depths = depth_map(within(self.folder, row["depth"], where), where) if "depth" in row else None
         found = []
         for told in row["things"]:
             left, top, right, bottom = (float(edge) for edge in told["box"])
@@ -117,8 +117,8 @@ def _size(image: Any) -> tuple[int, int]:
         return opened.size
 
 
-def _depth_map(path: Path, where: str) -> Float[np.ndarray, "height width"]:
-    """Metres."""
+def depth_map(path: Path, where: str) -> Float[np.ndarray, "height width"]:
+    """Metres, of a 16-bit PNG of millimetres. Raises: DataError for another file."""
     try:
         with Image.open(path) as opened:
             values = np.asarray(opened)

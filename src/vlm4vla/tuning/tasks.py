@@ -170,7 +170,8 @@ TASKS: dict[str, Task] = {
         },
     ),
     "omni-generation": Task(
-        about="a diffusion model behind the VLM that draws depth and masks; neither code, data nor weights are public",
+        about="a diffusion model behind the VLM that draws depth and masks; neither code, data nor weights are "
+        "public; in small: tabletop-omni-generation",
         source="Paper 4.2, A.6",
         verified=True,
         reader="",
@@ -193,6 +194,19 @@ TASKS: dict[str, Task] = {
             "tabletop-general": _GENERAL,
         },
     ),
+    "tabletop-drawings": Task(
+        about="the picture again, its depth, its things each in a color: drawn by a diffusion branch",
+        source="Paper 4.2 and A.6, Omni-Generation",
+        verified=True,
+        reader="vlm4vla.tuning.generation_tabletop:TabletopDrawings",
+    ),
+    "tabletop-omni-generation": Task(
+        about="tabletop-drawings and tabletop-vqa-mix, one to one",
+        source="Paper 4.2 and A.6, Omni-Generation; the shares are not told",
+        verified=False,
+        reader="",
+        parts={"tabletop-drawings": 1, "tabletop-vqa-mix": 1},
+    ),
     "actions": Task(
         about="instruction and picture -> the action chunk in FAST tokens, from demonstrations (packed folder)",
         source="Paper 4.4; its wording is not told",
@@ -204,6 +218,12 @@ TASKS: dict[str, Task] = {
         source="the head of src/vlm4vla/tuning/spatial_boxes.py",
         verified=True,
         reader="vlm4vla.tuning.spatial_boxes:BoxQuestions",
+    ),
+    "drawings": Task(
+        about="your own pictures, and what is to be drawn of them: pictures, depths, classes in colors",
+        source="the head of src/vlm4vla/tuning/generation_folder.py",
+        verified=True,
+        reader="vlm4vla.tuning.generation_folder:FolderDrawings",
     ),
     "llava": Task(
         about="your own conversations: LLaVA's JSON, pictures below the folder",

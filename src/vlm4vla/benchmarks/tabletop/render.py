@@ -206,6 +206,7 @@ class RayRenderer:
         offsets = np.array([[-0.25, -0.75], [0.75, -0.25], [-0.75, 0.25], [0.25, 0.75]]) / size
         self._fine_rays = np.stack([_camera_rays(size, offset).reshape(-1, 3) for offset in offsets])
         self._ids = np.empty(size * size, dtype=np.int32)
+        self._distances = np.full(size * size, np.inf)
         self._look: Look | None = None
         self._palette = np.zeros((len(self._names) + 1, 3))
         self._light = np.zeros(3)
@@ -221,17 +222,22 @@ class RayRenderer:
 
     def image(self) -> UInt8[np.ndarray, "size size 3"]:
         """RGB of the scene as it is now."""
-        ids, colors = self._shade(self._rays)
+        ids, distances, colors = self._shade(self._rays)
         np.copyto(self._ids, ids)
+        np.copyto(self._distances, np.where(ids >= 0, distances, np.inf))
         edges = np.flatnonzero(_outlines(ids.reshape(self.size, self.size)).ravel())
         if len(edges):
             fine = self._fine_rays[:, edges].reshape(-1, 3)
-            colors[edges] = self._shade(fine)[1].reshape(4, len(edges), 3).mean(axis=0)
+            colors[edges] = self._shade(fine)[2].reshape(4, len(edges), 3).mean(axis=0)
         return (colors * 255 + 0.5).astype(np.uint8).reshape(self.size, self.size, 3)
 
     def segmentation(self) -> Int[np.ndarray, "size size"]:
         """Geom id per pixel of the last `image()`, -1 for the wall; names by `geom_name`."""
         return self._ids.reshape(self.size, self.size).copy()
+
+    def distances(self) -> Float[np.ndarray, "size size"]:
+        """Metres from the camera per pixel of the last `image()`, infinite for the wall."""
+        return self._distances.reshape(self.size, self.size).copy()
 
     def geom_name(self, geom: int) -> str:
         """Name of a geom id of `segmentation`."""
@@ -239,7 +245,7 @@ class RayRenderer:
 
     def _shade(
         self, rays: Float[np.ndarray, "rays 3"]
-    ) -> tuple[Int[np.ndarray, " rays"], Float[np.ndarray, "rays 3"]]:
+    ) -> tuple[Int[np.ndarray, " rays"], Float[np.ndarray, " rays"], Float[np.ndarray, "rays 3"]]:
         count = len(rays)
         ids = np.empty(count, dtype=np.int32)
         distances = np.empty(count)
@@ -260,7 +266,7 @@ class RayRenderer:
         )
         lambert = np.clip(normals.reshape(-1, 3) @ self._light, 0, 1)
         shade = np.where(ids >= 0, AMBIENT + (1 - AMBIENT) * lambert, WALL_SHADE)
-        return ids, self._palette[ids] * shade[:, None]
+        return ids, distances, self._palette[ids] * shade[:, None]
 
 
 def camera_xml() -> str:
