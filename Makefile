@@ -43,7 +43,8 @@ simulators: $(STAMP) ## install what is missing of CALVIN, LIBERO and SimplerEnv
 
 test-simulators: simulators ## all three simulators at work, none skipped: within twenty minutes on two cores
 	VLM4VLA_REQUIRE=calvin,libero,simpler $(BIN)/pytest -n 2 --dist loadscope -m "not slow" \
-		tests/integration/test_simpler.py tests/integration/test_calvin.py tests/integration/test_libero.py
+		tests/integration/test_simpler.py tests/integration/test_calvin.py tests/integration/test_libero.py \
+		tests/integration/test_simulator_faults.py
 
 quickstart: $(STAMP) ## demonstrations, two VLMs, training, rollouts, report: runs/quickstart/report.html
 	$(BIN)/vlm4vla quickstart --out runs/quickstart

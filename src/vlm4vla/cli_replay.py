@@ -101,7 +101,7 @@ def _replayed(folder: Path, names: list[str], options: argparse.Namespace) -> tu
     if folder.parent.name == "evaluations" and fingerprint(data) != folder.name:
         raise RunError(f"{path}: was changed by hand, so it is not what was played; restore it from a copy")
     recipe = from_json(EvaluationRecipe, data, where=str(path))
-    title = f"{recipe.benchmark}, {recipe.execute} actions of each chunk executed"
+    title = f"{recipe.benchmark}, {recipe.execute} of each chunk executed"
     entry = BENCHMARKS.get(recipe.benchmark)
     simulator = entry.simulator if entry else None
     asked = Resources(workers=1 if simulator and options.workers == 0 else options.workers)

@@ -335,7 +335,8 @@ def test_the_contract_with_the_dataset_renderer() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     if "EGL renderer does not load" in done.stderr:
-        pytest.skip("EGL does not work on this machine")
+        assert "evaluation.renderer=tiny" in done.stderr
+        return
     assert "kept" in done.stdout.splitlines(), done.stderr
 
 
