@@ -17,18 +17,18 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made = add("simulators", listing, "Simulators beside Tabletop: install, check, make demonstrations.")
     inner = made.add_subparsers(metavar="")
     made = add("install", install, "Into an environment of its own, with exact versions.", into=inner)
-    made.add_argument("name", metavar="NAME", help="calvin or simpler")
+    made.add_argument("name", metavar="NAME", help="calvin, libero or simpler")
     made.add_argument(
         "--from", dest="copy", type=Path, metavar="FOLDER", help="an offline copy of its models"
     )
     made.add_argument("--url", metavar="URL", help="another place of its repository")
     made.add_argument("--here", action="store_true", help="packages into this Python, not one of its own")
     made = add("check", check, "Build, draw and solve something: does it work here?", into=inner)
-    made.add_argument("name", metavar="NAME", help="calvin or simpler")
+    made.add_argument("name", metavar="NAME", help="calvin, libero or simpler")
     made = add(
         "demonstrate", demonstrate, "Scripted demonstrations in the benchmark's own format.", into=inner
     )
-    made.add_argument("name", metavar="NAME", help="calvin or simpler")
+    made.add_argument("name", metavar="NAME", help="calvin, libero or simpler")
     made.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     made.add_argument("--episodes", type=int, default=150, metavar="N", help="default 150")
     made.add_argument("--scenes", default="ABC", help="CALVIN's; default ABC, what is evaluated is D")
