@@ -124,7 +124,7 @@ class DrawingVLM(AnsweringVLM):
                 use_additional_conditions=False,
             )
         # The last noise level is noise alone, so that drawing begins where training ends. A branch that says the clean
-        # picture learns within minutes; of velocities, which hold the noise, it leaves noise (docs/log.md).
+        # picture learns faster than one that says velocities, which hold the noise (docs/log.md).
         self.scheduler = DDIMScheduler(
             num_train_timesteps=_TIMES,
             beta_schedule="squaredcos_cap_v2",
