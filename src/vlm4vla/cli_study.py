@@ -27,7 +27,10 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         "--why", action="store_true", help="measure what its trained policies' layers hold, then report"
     )
     made.add_argument(
-        "--scale", choices=("paper", "tabletop"), default="paper", help="tabletop: the same matrix in small"
+        "--scale",
+        choices=("paper", "tabletop", "mini"),
+        default="paper",
+        help="tabletop: the same matrix in small; mini: that with the quickstart's short trainings",
     )
     made.add_argument(
         "--out", type=Path, default=Path("runs/studies"), help="runs of all studies; default: runs/studies"
@@ -129,7 +132,8 @@ def _list(options: argparse.Namespace) -> None:
     print(
         "\n`vlm4vla study NAME --plan` prints its rows. `--scale tabletop` is the same matrix in small on the\n"
         "embedded benchmark, one seed each, some 40 minutes a trial on two idle cores: frozen parts are table-3,\n"
-        "learning rates table-5, prompts table-6, image sizes table-7."
+        "learning rates table-5, prompts table-6, image sizes table-7. `--scale mini` takes the quickstart's short\n"
+        "trainings of four easy tasks instead, some seven minutes a trial."
     )
 
 

@@ -159,10 +159,10 @@ def test_commands_print_the_matrix_without_a_network(
     assert main(["study", "--list", "--json"]) == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [*STUDIES, *OWN_STUDIES]
     for name in STUDIES:
-        for scale in ("paper", "tabletop"):
+        for scale in ("paper", "tabletop", "mini"):
             assert main(["study", name, "--plan", "--scale", scale, "--out", str(tmp_path)]) == 0
             told = capsys.readouterr().out
-            assert "missing" in told and ("one seed a row" in told) == (scale == "tabletop")
+            assert "missing" in told and ("one seed a row" in told) == (scale != "paper")
     assert main(["study", "--list", "--scale", "tabletop"]) == 0
     assert "prompts table-6" in " ".join(capsys.readouterr().out.split())
     assert main(["study", "table-11", "--plan"]) == 1

@@ -2,6 +2,7 @@
 
 `scale="tabletop"` is the same matrix in small: tiny backbones of the same families, the embedded benchmark's looks A
 (seen in training) and D (never seen) instead of three simulators. Rows whose tiny backbones coincide are one row.
+`scale="mini"` is that with the quickstart's trainings, of four easy tasks and a tenth of the time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from vlm4vla.backbones.registry import BACKBONES, tiny_member
 from vlm4vla.core.recipes import TaskRecipe, TrainRecipe, Trial, TuneRecipe
 from vlm4vla.studies import published
 from vlm4vla.studies.paper_presets import bridge, calvin, libero
-from vlm4vla.studies.presets import suffix, tabletop
+from vlm4vla.studies.presets import quickstart, suffix, tabletop
 from vlm4vla.studies.published import SLIPS
 from vlm4vla.studies.study import Column, MakeStudy, Scale, Study, StudyRow
 
@@ -47,6 +48,7 @@ _ACTION_OPTIONS = ("horizon=4", "vocabulary=256")
 _SMALL_TUNING = TrainRecipe(
     steps=1500, batch_size=32, learning_rate=1e-3, warmup_steps=75, schedule="cosine", log_every=25
 )
+_MINI_EPISODES = 50
 _ONE_SEED = "one seed a row: intervals cover the choice of episodes, not what another seed would have given"
 
 
@@ -65,7 +67,10 @@ def _trial(benchmark: str, backbone: str, scale: Scale, *, after: str = "", **ch
         tiny = tiny_member(vlm)
         if tiny is None:
             return None
-        trial = tabletop(tiny, weights=weights, head=head)
+        if scale == "tabletop":
+            trial = tabletop(tiny, weights=weights, head=head)
+        else:
+            trial = quickstart((tiny,), weights=weights, head=head, episodes=_MINI_EPISODES)[0]
         if "learning_rate" in changes:  # the same factor, around what suits a tiny VLM
             changes["learning_rate"] = trial.train.learning_rate * changes["learning_rate"] / 2e-5
         if "image_size" in changes:
@@ -88,7 +93,7 @@ def _trial(benchmark: str, backbone: str, scale: Scale, *, after: str = "", **ch
         policy=replace(trial.policy, **policy),
         train=replace(trial.train, **train),
     )
-    if scale == "tabletop" and "image_size" in changes:
+    if scale != "paper" and "image_size" in changes:
         size = changes["image_size"]
         trial = replace(
             trial,
@@ -172,7 +177,7 @@ def _study(
     kept: list[StudyRow] = []
     for row in rows:
         key = tuple(row.trials.values())
-        if scale == "tabletop":
+        if scale != "paper":
             if not key or key in found:
                 continue
             told = row.name.partition(", ")[0]
@@ -183,7 +188,7 @@ def _study(
         slip for slip in SLIPS if slip.startswith((f"{title}:", "Tables")) and title in _expanded(slip)
     )
     return Study(
-        name=name if scale == "paper" else f"{name}-tabletop",
+        name=name if scale == "paper" else f"{name}-{scale}",
         title=title,
         question=question,
         columns=_columns(columns, kept, scale),

@@ -71,7 +71,8 @@ class Study:
         return list(dict.fromkeys(trial for row in self.rows for trial in row.trials.values()))
 
 
-Scale = Literal["paper", "tabletop"]
+Scale = Literal["paper", "tabletop", "mini"]
+"""Of the paper's studies: as printed; on Tabletop with tiny VLMs; the same with the quickstart's short trainings."""
 MakeStudy = Callable[[Scale], Study]
 
 
