@@ -140,7 +140,7 @@ def test_the_prompt_is_the_papers(backbone: Backbone) -> None:
 def test_the_short_prompt_is_scheme_2_of_the_paper(folder: Path) -> None:
     backbone = Backbone.from_pretrained(folder, image_size=SIDE, prompt="short")
     if "qwen" not in backbone.family.name:
-        pytest.skip("one prompt")
+        pytest.skip(f"{backbone.family.name} has one prompt: the paper names a second for Qwen alone")
     encoder = backbone.encoder
     ids = encoder.tokens(SAYINGS[0]).tolist()
     start, stop = encoder.image_start, encoder.image_start + encoder.image_tokens
@@ -228,7 +228,7 @@ def native_states(backbone: Backbone, **changes: torch.Tensor | None) -> torch.T
 def test_positions_are_the_models_own(backbone: Backbone) -> None:
     """Ours are computed once per length; Hugging Face's own forward computes them from the ids in every call."""
     if "image_grid_thw" not in backbone.family.extra_inputs:
-        pytest.skip("positions are counted")
+        pytest.skip(f"{backbone.family.name} counts positions: no M-RoPE to compare")
     inputs = backbone.encode([observation()])
     is_image = (inputs.input_ids == backbone.encoder.image_id).int()
     own = native_states(backbone, position_ids=None, mm_token_type_ids=is_image)
@@ -240,7 +240,7 @@ def test_positions_are_the_models_own(backbone: Backbone) -> None:
 def test_deepstack_is_on(backbone: Backbone) -> None:
     visual = getattr(backbone.vlm, "visual", None)
     if not hasattr(visual, "deepstack_merger_list"):
-        pytest.skip("no DeepStack in this family")
+        pytest.skip(f"{backbone.family.name} has no DeepStack")
     before = native_states(backbone)
     with torch.no_grad():
         for parameter in visual.deepstack_merger_list.parameters():
@@ -250,7 +250,7 @@ def test_deepstack_is_on(backbone: Backbone) -> None:
 
 def test_image_tokens_of_paligemma_see_each_other(backbone: Backbone) -> None:
     if "token_type_ids" not in backbone.family.extra_inputs:
-        pytest.skip("causal everywhere")
+        pytest.skip(f"{backbone.family.name} is causal everywhere: no tokens see each other both ways")
     ids = backbone.encode([observation()]).input_ids
     image = slice(backbone.native.image_start, backbone.native.image_start + backbone.native.image_tokens)
     ours = native_states(backbone)

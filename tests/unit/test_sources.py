@@ -141,10 +141,10 @@ def test_a_url_that_leads_nowhere(url: str, tmp_path: Path, monkeypatch: pytest.
 def test_a_remote_name_cannot_leave_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM4VLA_CACHE", str(tmp_path))
     memory = fsspec.filesystem("memory")
-    monkeypatch.setattr(type(memory), "find", lambda self, root, detail: {"/root/../../../evil": {"size": 1}})
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda text: (memory, "/root"))
+    monkeypatch.setattr(type(memory), "find", lambda self, root, detail: {"/data/../../../evil": {"size": 1}})
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda text: (memory, "/data"))
     with pytest.raises(DataError, match="outside"):
-        remote.local("memory://root")
+        remote.local("memory://data")
 
 
 HUGE = """

@@ -22,7 +22,6 @@ _FOLDER, _DESCRIPTION = "lavapipe", "lvp.json"
 _SUITE = "bookworm"
 _PACKAGE = "mesa-vulkan-drivers"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_DEFAULT_MIRROR = "http://deb.debian.org/debian"
 
 
 def driver(folder: Path) -> Path | None:
@@ -83,11 +82,14 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _mirror() -> str:
-    """The first Debian mirror that this machine's own apt names."""
+    """The first Debian mirror that this machine's own apt names. Raises: SimulatorError when it names none."""
     folder = Path("/etc/apt")
     for path in (folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))):
         if path.suffix in (".list", ".sources") and path.is_file():
             for uri in re.findall(r"\bhttps?://\S+", path.read_text(encoding="utf-8")):
                 if uri.rstrip("/").endswith("/debian") and "snapshot" not in uri:
                     return str(uri.rstrip("/"))
-    return _DEFAULT_MIRROR
+    raise SimulatorError(
+        f"/etc/apt names no Debian mirror to fetch {_PACKAGE} from: add one, or install Mesa's lavapipe, version 25 "
+        "or newer, and name its description in VK_ICD_FILENAMES"
+    )

@@ -16,6 +16,7 @@ import json
 import mmap
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,7 @@ VERSION = 2
 _FILES = ("actions.npy", "episode_ends.npy", "episodes.jsonl", "lines.npy")
 
 
-class ColumnSource:
+class ColumnSource(ABC):
     """Such a folder as a `DemonstrationSource`; a subclass says where the frames are. It pickles as its path.
 
     Raises: DataError when the folder is incomplete, cut short, of another format version, or (with `hashes`) when any
@@ -75,11 +76,11 @@ class ColumnSource:
             facts=episode["facts"],
         )
 
+    @abstractmethod
     def images(
         self, index: int, start: int, stop: int, name: str
     ) -> Sequence[UInt8[np.ndarray, "height width 3"]]:
         """The frames of an episode, which are `start` to `stop` of all."""
-        raise NotImplementedError
 
     def episode(self, index: int) -> dict[str, Any]:
         """id, task, instruction and facts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -26,8 +27,8 @@ class LazyFrames(Sequence[Pixels]):
 
     where: str
 
-    def _frame(self, index: int) -> Pixels:
-        raise NotImplementedError
+    @abstractmethod
+    def _frame(self, index: int) -> Pixels: ...
 
     @overload
     def __getitem__(self, index: int) -> Pixels: ...
@@ -48,13 +49,13 @@ class StoredFrames(LazyFrames):
     size: tuple[int, int]
     """Height and width."""
 
+    @abstractmethod
     def encoded(self, index: int) -> bytes | memoryview:
         """The bytes of one frame as stored."""
-        raise NotImplementedError
 
+    @abstractmethod
     def select(self, steps: Int64[np.ndarray, " chosen"]) -> StoredFrames:
         """Some of the frames, in the order given, still encoded."""
-        raise NotImplementedError
 
     def _frame(self, index: int) -> Pixels:
         try:

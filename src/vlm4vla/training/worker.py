@@ -10,8 +10,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,8 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vlm4vla.training.worker", description=__doc__)
     parser.add_argument("trial", type=Path, help="the Trial as JSON")
     parser.add_argument("demonstrations", type=Path, help="a folder of demonstrations")
-    parser.add_argument("out", type=Path, help="the trial's folder: metrics and checkpoints")
     parser.add_argument("--vlm", type=Path, help="the tuned VLM to start from; else the recipe's backbone")
+
+    def work(options: argparse.Namespace) -> None:
+        train(
+            from_json(Trial, json.loads(options.trial.read_text(encoding="utf-8")), where=str(options.trial)),
+            open_demonstrations(options.demonstrations),
+            options.out,
+            vlm=options.vlm,
+            **shared(options),
+        )
+
+    return carry_out(parser, work, arguments)
+
+
+def carry_out(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Read the command line, with what all trainings take added, and work; the exit status."""
+    parser.add_argument("out", type=Path, help="the run's folder: metrics and checkpoints")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--sharding", default="auto", choices=["auto", "full", "none"])
     parser.add_argument("--provenance", type=Path, help="a JSON object to keep in every checkpoint")
@@ -50,22 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # at these sizes a second thread costs more than it brings
     try:
-        train(
-            from_json(Trial, json.loads(options.trial.read_text(encoding="utf-8")), where=str(options.trial)),
-            open_demonstrations(options.demonstrations),
-            options.out,
-            vlm=options.vlm,
-            device=options.device,
-            progress=not options.quiet,
-            provenance=json.loads(options.provenance.read_text()) if options.provenance else None,
-            stop_after=options.stop_after,
-            mirrors=options.mirror,
-            sharding=options.sharding,
-        )
+        work(options)
     except VLAError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def shared(options: argparse.Namespace) -> dict[str, Any]:
+    """What `carry_out` reads for every training, as its arguments."""
+    return {
+        "device": options.device,
+        "progress": not options.quiet,
+        "provenance": json.loads(options.provenance.read_text()) if options.provenance else None,
+        "stop_after": options.stop_after,
+        "mirrors": options.mirror,
+        "sharding": options.sharding,
+    }
 
 
 if __name__ == "__main__":

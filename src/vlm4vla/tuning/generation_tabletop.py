@@ -10,10 +10,10 @@ from jaxtyping import UInt8
 
 from vlm4vla.benchmarks.tabletop.benchmark import VERSION as TABLETOP
 from vlm4vla.benchmarks.tabletop.benchmark import seed_of
-from vlm4vla.core.errors import RecipeError, unknown_name
+from vlm4vla.core.errors import unknown_name
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.tuning.examples import IMAGE_MARK, Conversation, Drawing, Exchange
-from vlm4vla.tuning.spatial_scene import Table, table
+from vlm4vla.tuning.spatial_scene import MadeScenes, Table, table
 
 VERSION = 1
 QUESTIONS = {
@@ -41,7 +41,7 @@ _PARTS = {
 COLORS = ((0, 0, 0), *dict.fromkeys(_PARTS.values()))
 
 
-class TabletopDrawings:
+class TabletopDrawings(MadeScenes):
     """A drawing of each of many scenes, its kind at random; a pure function of the options and a scene's number."""
 
     draws = True
@@ -64,16 +64,9 @@ class TabletopDrawings:
         for kind in self.kinds:
             if kind not in QUESTIONS:
                 raise unknown_name("kind of drawing", kind, QUESTIONS)
-        if split not in ("train", "test"):
-            raise unknown_name("split", split, ("train", "test"))
-        if scenes < 1 or image_size < 16:
-            raise RecipeError(
-                "tabletop-drawings needs at least one scene, and pictures of at least 16 pixels"
-            )
-        if folder is not None:
-            raise RecipeError("tabletop-drawings: makes its pictures; name no folder")
-        self.scenes, self.split, self.seed, self.image_size = scenes, split, seed, image_size
-        self.name = "tabletop-drawings"
+        super().__init__(
+            "tabletop-drawings", folder, scenes=scenes, split=split, seed=seed, image_size=image_size
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -81,14 +74,8 @@ class TabletopDrawings:
         parts = [self.kinds, self.scenes, self.split, self.seed, self.image_size]
         return fingerprint(TABLETOP, VERSION, *parts)
 
-    def __len__(self) -> int:
-        """Scenes."""
-        return self.scenes
-
-    def __getitem__(self, index: int) -> Conversation:
+    def made(self, index: int) -> Conversation:
         """A scene's picture, some steps after an expert set out, and what is to be drawn of it."""
-        if not 0 <= index < self.scenes:
-            raise IndexError(f"{self.name}: scene {index} of {self.scenes}")
         rng = np.random.default_rng(seed_of("tabletop", TABLETOP, "drawings", self.split, self.seed, index))
         kind = self.kinds[int(rng.integers(len(self.kinds)))]
         scene = table(self.image_size, os.getpid())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -22,6 +24,8 @@ from vlm4vla.benchmarks.tabletop.scene import (
     random_layout,
 )
 from vlm4vla.benchmarks.tabletop.tasks import TASKS, Assignment, candidates, fulfilled
+from vlm4vla.core.errors import RecipeError, unknown_name
+from vlm4vla.tuning.examples import Conversation
 from vlm4vla.tuning.spatial import CLEAR, Pixels, Thing
 
 _SMALL = 0.0015
@@ -145,3 +149,34 @@ def carried(state: SceneState) -> str | None:
 def nearest_block(state: SceneState) -> float:
     """Metres from the gripper to the nearest block's centre."""
     return min(float(np.linalg.norm(block - state.gripper)) for block in state.blocks.values())
+
+
+class MadeScenes(ABC):
+    """A source that makes a conversation of each of many scenes: the options that all of its kind have."""
+
+    def __init__(
+        self, name: str, folder: Path | None, *, scenes: int, split: str, seed: int, image_size: int
+    ) -> None:
+        """`split`: `train` or `test`. Raises: RecipeError for what does not exist, or a folder: there is no need."""
+        if split not in ("train", "test"):
+            raise unknown_name("split", split, ("train", "test"))
+        if scenes < 1 or image_size < 16:
+            raise RecipeError(f"{name} needs at least one scene, and pictures of at least 16 pixels")
+        if folder is not None:
+            raise RecipeError(f"{name}: makes its pictures; name no folder")
+        self.name, self.scenes, self.split = name, scenes, split
+        self.seed, self.image_size = seed, image_size
+
+    @abstractmethod
+    def made(self, index: int) -> Conversation:
+        """Of one scene, from 0."""
+
+    def __len__(self) -> int:
+        """Scenes."""
+        return self.scenes
+
+    def __getitem__(self, index: int) -> Conversation:
+        """Of one scene. Raises: IndexError beyond the last."""
+        if not 0 <= index < self.scenes:
+            raise IndexError(f"{self.name}: scene {index} of {self.scenes}")
+        return self.made(index)

@@ -20,13 +20,13 @@ from vlm4vla.benchmarks.tabletop.benchmark import seed_of
 from vlm4vla.benchmarks.tabletop.render import project
 from vlm4vla.benchmarks.tabletop.scene import COLORS, DRAWER_TRAVEL
 from vlm4vla.benchmarks.tabletop.tasks import MAX_STEPS
-from vlm4vla.core.errors import RecipeError, unknown_name
+from vlm4vla.core.errors import unknown_name
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.tuning import spatial
 from vlm4vla.tuning.examples import IMAGE_MARK, Conversation, Exchange
 from vlm4vla.tuning.layouts import choice_exchange, path_exchange
 from vlm4vla.tuning.spatial import Pixels
-from vlm4vla.tuning.spatial_scene import Table, carried, nearest_block, table
+from vlm4vla.tuning.spatial_scene import MadeScenes, Table, carried, nearest_block, table
 
 VERSION = 1
 _COLORS = ("yellow", "blue", "purple", "green")
@@ -42,7 +42,7 @@ _STRAIGHT = 0.95
 Asked = tuple[Pixels, Exchange] | None
 
 
-class TabletopSpatial:
+class TabletopSpatial(MadeScenes):
     """One question about each of many scenes, a pure function of kind, split, seed and number."""
 
     def __init__(
@@ -62,17 +62,10 @@ class TabletopSpatial:
         """
         if kind not in KINDS:
             raise unknown_name("kind of Tabletop question", kind, KINDS)
-        if split not in ("train", "test"):
-            raise unknown_name("split", split, ("train", "test"))
-        if scenes < 1 or image_size < 16:
-            raise RecipeError(
-                "tabletop questions need at least one scene, and pictures of at least 16 pixels"
-            )
-        if folder is not None:
-            raise RecipeError(f"tabletop-{kind}: makes its pictures; name no folder")
-        self.kind, self.scenes, self.split, self.seed = kind, scenes, split, seed
-        self.image_size, self.normalized = image_size, normalized
-        self.name = f"tabletop-{kind}"
+        super().__init__(
+            f"tabletop-{kind}", folder, scenes=scenes, split=split, seed=seed, image_size=image_size
+        )
+        self.kind, self.normalized = kind, normalized
 
     @property
     def fingerprint(self) -> str:
@@ -80,14 +73,8 @@ class TabletopSpatial:
         parts = [self.kind, self.scenes, self.split, self.seed, self.image_size, self.normalized]
         return fingerprint(TABLETOP, VERSION, *parts)
 
-    def __len__(self) -> int:
-        """Scenes."""
-        return self.scenes
-
-    def __getitem__(self, index: int) -> Conversation:
+    def made(self, index: int) -> Conversation:
         """A scene's picture and question."""
-        if not 0 <= index < self.scenes:
-            raise IndexError(f"{self.name}: scene {index} of {self.scenes}")
         attempt, asked = 0, None
         while asked is None:  # of many scenes a third allows no such question
             parts = ("tabletop", TABLETOP, "spatial", self.split, self.kind, self.seed, index, attempt)
