@@ -121,8 +121,7 @@ def test_models_that_vanish_stop_the_evaluation_which_goes_on_when_they_are_back
         def predict_chunk(self, observations):  # type: ignore[no-untyped-def]
             if models.exists() and (tmp_path / "out" / "episodes.jsonl").read_bytes():
                 shutil.move(models, tmp_path / "away")
-                children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-                os.kill(int(children[0]), signal.SIGKILL)
+                os.kill(worker(), signal.SIGKILL)
             return super().predict_chunk(observations)
 
     with pytest.raises(SimulatorError, match="could be started") as caught:
@@ -165,3 +164,10 @@ def test_another_version_of_a_simulator_is_told_and_recorded(
 
 def short(benchmark: Benchmark) -> list[Any]:
     return [replace(benchmark.episodes()[0], max_steps_per_goal=5)]
+
+
+def worker() -> int:
+    """The one child of this process that plays episodes; other tests leave children of other kinds."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    (found,) = [pid for pid in children if b"benchmarks.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return int(found)
