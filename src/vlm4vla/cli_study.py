@@ -27,6 +27,13 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         "--why", action="store_true", help="measure what its trained policies' layers hold, then report"
     )
     made.add_argument(
+        "--ask",
+        nargs="*",
+        action="append",
+        metavar="TASK [FOLDER] [OPTION=VALUE ...]",
+        help="ask its VLMs the study's questions, or these tasks', before they become policies, then report",
+    )
+    made.add_argument(
         "--scale",
         choices=("paper", "tabletop", "mini"),
         default="paper",
@@ -59,8 +66,9 @@ def study(options: argparse.Namespace) -> None:
     if options.list or options.name is None:
         _list(options)
         return
-    if options.plan + options.run + options.status + options.report + options.why > 1:
-        raise RecipeError("choose one of --plan, --run, --report, --status and --why")
+    asks = options.ask is not None
+    if options.plan + options.run + options.status + options.report + options.why + asks > 1:
+        raise RecipeError("choose one of --plan, --run, --report, --status, --ask and --why")
     name: str = options.name
     made = (
         load(name)(options.scale)
@@ -77,6 +85,8 @@ def study(options: argparse.Namespace) -> None:
         _run(made, options)
     elif options.why:
         _why(made, options)
+    elif asks:
+        _ask(made, options)
     elif options.report:
         _report(made, options)
     else:
@@ -245,6 +255,30 @@ def _why(made: Any, options: argparse.Namespace) -> None:
     for folder in finished(made, RunStore(options.out)):
         for _ in why(folder, told=say, **given(options, "device")):
             pass
+    _report(made, options)
+
+
+def _ask(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.cli_tune import task_recipe
+    from vlm4vla.studies.asking import ask
+    from vlm4vla.studies.checks import Resources
+    from vlm4vla.studies.choices import given
+    from vlm4vla.studies.runs import RunStore
+    from vlm4vla.studies.study import Questions
+
+    named = [task_recipe(words) for words in options.ask if words]
+    questions = made.asked
+    if named:
+        questions = Questions(tasks=tuple(named), prompt=questions.prompt if questions else "chat")
+    if questions is None:
+        raise RecipeError(
+            f"study {made.name!r}: has no questions of its own; name some: --ask TASK [FOLDER] [OPTION=VALUE ...]; "
+            "`vlm4vla data questions` lists tasks"
+        )
+    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr))
+    resources = Resources(progress=not options.quiet, **given(options, "device"))
+    for _ in ask(made, RunStore(options.out), questions, resources=resources, told=say):
+        pass
     _report(made, options)
 
 

@@ -79,7 +79,7 @@ def tune(options: argparse.Namespace) -> None:
     )
     sources = opened(recipe, store, resources)
     asked = [*(held_out(recipe, sources, questions=options.questions) if recipe.held_out else ())]
-    for task in map(_task_recipe, options.also_score or ()):
+    for task in map(task_recipe, options.also_score or ()):
         asked += chosen(task, questions=options.questions)
     asked = [talk for talk in asked if any(exchange.measure != "text" for exchange in talk.exchanges)]
     columns = {
@@ -112,7 +112,7 @@ def score(options: argparse.Namespace) -> None:
     """Every VLM on every task."""
     from vlm4vla.studies.tunings import answers_of, chosen
 
-    asked = [c for task in options.task for c in chosen(_task_recipe(task), questions=options.questions)]
+    asked = [c for task in options.task for c in chosen(task_recipe(task), questions=options.questions)]
     columns = {
         vlm: answers_of(
             vlm,
@@ -129,7 +129,7 @@ def score(options: argparse.Namespace) -> None:
 
 def chosen_tuning(options: argparse.Namespace) -> TuneRecipe:
     """The recipe of a command line. Raises: RecipeError."""
-    named = tuple(map(_task_recipe, options.task or ()))
+    named = tuple(map(task_recipe, options.task or ()))
     if not named:
         raise RecipeError(
             "name what to tune on: --task NAME [FOLDER] [OPTION=VALUE ...]; `vlm4vla data questions` lists names"
@@ -231,7 +231,8 @@ def _common(made: argparse.ArgumentParser) -> None:
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
 
 
-def _task_recipe(words: Sequence[str]) -> TaskRecipe:
+def task_recipe(words: Sequence[str]) -> TaskRecipe:
+    """A task as it is written on a command line. Raises: RecipeError."""
     name, *rest = words
     settings = [word for word in rest if "=" in word]
     folders = [word for word in rest if "=" not in word]

@@ -68,6 +68,16 @@ def test_six_cells_are_tuned_trained_and_scored(tmp_path: Path) -> None:
         # Frozen twice is what it was; trained in the tuning it is another one, which the policy starts from.
         assert alike(0, 1) == (name == "frozen")
         assert not alike(0, 2)
+    asking = ("--ask", "tabletop-pretraining", "scenes=12", "image_size=64", "split=test", "--quiet")
+    run(tmp_path, *asking)
+    asked = sorted(tmp_path.glob("trials/*/asked/*.json"))
+    assert len(asked) == 6, "every policy's VLM"
+    assert len(list(tmp_path.glob("answers/*.jsonl"))) == 3, "that many VLMs: untuned, and two tunings"
+    assert "what tuning taught" in (tmp_path / "reports" / study.name / "index.html").read_text()
+    kept = [path.stat().st_mtime_ns for path in asked]
+    run(tmp_path, *asking)
+    assert kept == [path.stat().st_mtime_ns for path in asked]
+
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tunings/*/vlm/model.safetensors")}
     run(tmp_path, "--run", "--quiet")
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 2

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vlm4vla.core.recipes import Trial, fingerprint
+from vlm4vla.core.recipes import TaskRecipe, TrainRecipe, Trial, TuneRecipe, fingerprint
 from vlm4vla.studies import display
 from vlm4vla.studies.display import Display, TrialView, label
+from vlm4vla.studies.parallel import next_trial
 from vlm4vla.studies.presets import quickstart
 from vlm4vla.studies.runs import RunStore, Seconds, TrialRun
 
@@ -57,6 +59,39 @@ def test_training_shows_steps_losses_and_time(trial: Trial, store: RunStore) -> 
     assert "250 of 1000" in shown
     assert "loss 0.500, held out 0.625" in shown
     assert "1:15 left" in shown  # 750 steps of 32 samples, 320 a second
+
+
+def tuned_on(task: str, trial: Trial) -> Trial:
+    recipe = TuneRecipe(
+        backbone="tiny-qwen3-vl", tasks=(TaskRecipe(task=task),), train=TrainRecipe(steps=400)
+    )
+    return replace(trial, name=f"after {task}", tuning=recipe)
+
+
+def test_while_its_vlm_is_tuned_a_trial_shows_that(trial: Trial, store: RunStore) -> None:
+    trial = tuned_on("tabletop-vica", trial)
+    assert trial.tuning is not None
+    with store.open(trial, facts=FACTS) as run, store.open(trial.tuning, facts=FACTS) as tuning:
+        run.begin()
+        assert seen(trial, run).endswith("waiting")
+        tuning.begin()
+        (tuning.folder / "metrics.jsonl").write_text(entry(100, "train", 2.5))
+        assert "tuning       100 of 400   loss 2.500" in seen(trial, run)
+        tuning.update(state="done")
+        assert seen(trial, run).endswith("waiting")
+
+
+def test_no_trial_waits_for_a_tuning_while_another_could_run(trial: Trial, store: RunStore) -> None:
+    first, again, other = (tuned_on(f"tabletop-{task}", trial) for task in ("vica", "vica", "robopoint"))
+    again = replace(again, name="the same, frozen")
+    assert next_trial([first, again], [], store) == first
+    assert next_trial([again, other], [first], store) == other
+    assert next_trial([again], [first], store) == again, "else nobody would work"
+    assert next_trial([trial, again], [first], store) == trial
+    assert first.tuning is not None
+    with store.open(first.tuning, facts=FACTS) as run:
+        run.update(state="done")
+    assert next_trial([again, other], [first], store) == again
 
 
 def test_a_loss_that_is_no_number_is_shown_as_such(trial: Trial, store: RunStore) -> None:

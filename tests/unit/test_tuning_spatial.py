@@ -299,7 +299,7 @@ def test_general_answers_are_what_is_there() -> None:
     assert {"Yes", "No", "Open", "Closed", "Nothing"} < set(kinds)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "pretraining"])
 def test_questions_are_a_function_of_their_number(kind: str) -> None:
     source = open_task(f"tabletop-{kind}", None, scenes="40", image_size="64")
     assert isinstance(source, ConversationSource) and len(source) == 40
@@ -323,7 +323,7 @@ def content(source: ConversationSource, index: int) -> tuple[bytes, str, str]:
 
 
 def test_no_picture_is_both_trained_and_tested_on() -> None:
-    for name in ("tabletop-bridgevqa", "tabletop-vqa-mix"):
+    for name in ("tabletop-bridgevqa", "tabletop-vqa-mix", "tabletop-pretraining"):
         train, test = (open_task(name, None, split=split, image_size="32") for split in ("train", "test"))
         pictures = [{content(source, i)[0] for i in range(60)} for source in (train, test)]
         assert not pictures[0] & pictures[1] and len(pictures[0]) == len(pictures[1]) == 60

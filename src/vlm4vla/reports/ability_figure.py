@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from vlm4vla.reports.ability import Assumption, Numbers, ability, correlated, published_outcomes
 from vlm4vla.reports.drawing import Drawing
 from vlm4vla.reports.scores import StudyScores
 from vlm4vla.studies.published import FIGURE_3
 from vlm4vla.studies.vlm_scores import vlm_scores
 
-_SIDE, _GAP, _TOP, _LETTER = 220.0, 60.0, 24.0, 8.0
+SIDE, GAP, TOP = 220.0, 60.0, 24.0
+"""Of a panel, between panels, above them."""
+_LETTER = 8.0
 
 
 def ability_figure(scores: StudyScores) -> Drawing | None:
@@ -19,37 +23,45 @@ def ability_figure(scores: StudyScores) -> Drawing | None:
         return None
     numbers = ability(held, Assumption(1.0))
     drawing = Drawing(
-        _GAP / 2 + len(FIGURE_3) * (_SIDE + _GAP),
-        _TOP + _SIDE + 40,
+        GAP / 2 + len(FIGURE_3) * (SIDE + GAP),
+        TOP + SIDE + 40,
         "Mean of published scores on general benchmarks against published success, nothing weighted down",
     )
     for place, (column, printed) in enumerate(FIGURE_3.items()):
-        left = _GAP / 2 + place * (_SIDE + _GAP)
+        left = GAP / 2 + place * (SIDE + GAP)
         found = correlated(numbers, outcomes[column])
         assert found is not None, "nine VLMs"
         title = f"{column}: r = {found.r.value:.2f} (published {printed:.2f})"
-        _panel(drawing, left, title, numbers, outcomes[column], held.general)
+        axis = "mean of reported scores, % (hollow: specialised VLMs)"
+        panel(drawing, left, title, axis, numbers, outcomes[column], filled=held.general)
     return drawing
 
 
-def _panel(
-    drawing: Drawing, left: float, title: str, first: Numbers, second: Numbers, filled: tuple[str, ...]
+def panel(
+    drawing: Drawing,
+    left: float,
+    title: str,
+    axis: str,
+    first: Numbers,
+    second: Numbers,
+    *,
+    filled: Collection[str],
 ) -> None:
+    """Two numbers of every model against each other, named, with the line of least squares; hollow but for `filled`."""
     x, y = (_range([*numbers.values()]) for numbers in (first, second))
 
     def at(a: float, b: float) -> tuple[float, float]:
         across, up = (a - x[0]) / (x[1] - x[0]), (b - y[0]) / (y[1] - y[0])
-        return left + _SIDE * across, _TOP + _SIDE * (1 - up)
+        return left + SIDE * across, TOP + SIDE * (1 - up)
 
-    drawing.text(left, _TOP - 10, title)
-    drawing.box(left, _TOP, _SIDE, _SIDE, "line")
+    drawing.text(left, TOP - 10, title)
+    drawing.box(left, TOP, SIDE, SIDE, "line")
     for low, high, horizontal in ((*x, True), (*y, False)):
         for value in (low, high):
             px, py = at(value, y[0]) if horizontal else at(x[0], value)
             shown = (px - 6, py + 12) if horizontal else (px - 24, py + 3)
             drawing.text(*shown, f"{value:.3g}", "muted", size=8)
-    axis = "mean of reported scores, % (hollow: specialised VLMs)"
-    drawing.text(left, _TOP + _SIDE + 24, axis, "muted", size=8)
+    drawing.text(left, TOP + SIDE + 24, axis, "muted", size=8)
     slope, offset = _line(first, second)
     drawing.line(*at(x[0], offset + slope * x[0]), *at(x[1], offset + slope * x[1]), "accent", dashed=True)
     places = sorted((at(value, second[name])[::-1], name) for name, value in first.items())
@@ -57,7 +69,7 @@ def _panel(
     for (py, px), name in places:
         drawing.dot(px, py, 3.5, "ink", hollow=name not in filled)
         words = max(py + 3, words + _LETTER)  # below one another, where dots are too near
-        beside = px - 4.4 * len(name) - 2 if px > left + 0.6 * _SIDE else px + 6
+        beside = px - 4.4 * len(name) - 2 if px > left + 0.6 * SIDE else px + 6
         drawing.text(beside, words, name, "muted", size=7)
 
 

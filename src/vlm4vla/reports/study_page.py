@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vlm4vla.reports import account, sections, tables, videos, why
+from vlm4vla.reports import account, asked, sections, tables, videos, why
 from vlm4vla.reports.ability import ability_tables
 from vlm4vla.reports.estimates import Estimate
 from vlm4vla.reports.markup import Html, element, section
@@ -28,15 +28,22 @@ def write_study_report(study: Study, runs: Path, out: Path) -> Path:
     scores = score(study, runs)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     held, damaged = why.read(scores, runs)
-    shown = [*tables_of(scores), *why.tables(held)]
+    answered, unreadable = asked.read(scores, runs)
+    shown = [*tables_of(scores), *asked.tables(answered, scores), *why.tables(held)]
     write_whole(out / "tables.md", "\n\n".join(table.markdown() for table in shown) + "\n")
     write_whole(out / "tables.tex", "\n\n".join(table.latex() for table in shown) + "\n")
     write_whole(out / "scores.json", json.dumps(_plain(scores), indent=1, ensure_ascii=False) + "\n")
-    for name, drawing in (figures_of(scores) | why.figures(held)).items():
+    plotted = asked.figure(answered, scores)
+    drawn = figures_of(scores) | ({} if plotted is None else {"vlms": plotted}) | why.figures(held)
+    for name, drawing in drawn.items():
         write_whole(out / "figures" / f"{name}.svg", drawing.svg(alone=True) + "\n")
         (out / "figures" / f"{name}.pdf").write_bytes(drawing.pdf())
     path = out / "index.html"
-    write_whole(path, page(scores, why.why_section(held), damaged))
+    measured = [
+        ("asked", "VLMs", asked.asked_section(answered, scores)),
+        ("why", "Why", why.why_section(held)),
+    ]
+    write_whole(path, page(scores, measured, [*unreadable, *damaged]))
     return path
 
 
@@ -69,8 +76,14 @@ def write_index(studies: Iterable[Study], runs: Path, out: Path) -> Path:
     return path
 
 
-def page(scores: StudyScores, why: Html | None = None, damaged: Sequence[tuple[str, str]] = ()) -> str:
-    """The page as text, with the section `why` where there is one; `damaged`: problems beside those of the scores."""
+def page(
+    scores: StudyScores,
+    measured: Sequence[tuple[str, str, Html | None]] = (),
+    damaged: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The page as text. `measured`: further sections, identity and name before each; `damaged`: problems beside those
+    of the scores.
+    """
     study = scores.study
     drawn = [drawing.svg() for drawing in figures_of(scores).values()]
     shown = tables_of(scores)
@@ -82,7 +95,7 @@ def page(scores: StudyScores, why: Html | None = None, damaged: Sequence[tuple[s
             (f"more-{number}", table.title.partition(":")[0], _table_section(f"more-{number}", table))
             for number, table in enumerate(shown[1:])
         ),
-        ("why", "Why", why),
+        *measured,
         ("fairness", "Fairness", _fairness(scores)),
         ("rollouts", "Rollouts", videos.rollouts(scores.records) if scores.records else None),
         ("curves", "Learning curves", sections.curves(scores.records) if scores.records else None),

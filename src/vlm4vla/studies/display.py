@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from vlm4vla.benchmarks.records import logs
-from vlm4vla.core.recipes import Trial, fingerprint
+from vlm4vla.core.recipes import TrainRecipe, Trial, fingerprint
 from vlm4vla.studies.presets import RANDOM_POLICY, short_name
-from vlm4vla.studies.runs import Status, read_status
+from vlm4vla.studies.runs import RunStore, Status, read_status
 
 REWRITE_SECONDS = 0.5
 PLAIN_SECONDS = 15.0
@@ -97,30 +97,16 @@ class TrialView:
             return f"done in {clock(spent.demonstrations + spent.train + spent.evaluate)}"
         match status.phase:
             case "train":
-                return self._training()
+                return _training(self._folder, self._trial.train)
             case "evaluate":
                 return self._evaluating(status.episodes)
+        tuning = self._trial.tuning
+        if tuning is not None:
+            folder = RunStore(self._folder.parents[1]).folder(tuning)
+            known = read_status(folder)
+            if known is not None and known.state == "running":
+                return _training(folder, tuning.train, word="tuning")
         return "waiting"
-
-    def _training(self) -> str:
-        path, steps = self._folder / "metrics.jsonl", self._trial.train.steps
-        entries = _last_entries(path)
-        trained = [entry for entry in entries if entry["split"] == "train"]
-        if not trained:
-            return f"training   {0:>5} of {steps}"
-        now = trained[-1]
-        held_out = [
-            f"{entry['loss']:.3f}" for entry in entries if entry["split"] == "held_out" and entry["loss"]
-        ]
-        seconds = (steps - now["step"]) * self._trial.train.batch_size / max(now["samples_per_second"], 1e-9)
-        since = time.time() - path.stat().st_mtime
-        return "   ".join(
-            [
-                f"training   {now['step']:>5} of {steps}",
-                f"loss {_loss(now)}" + (f", held out {held_out[-1]}" if held_out else ""),
-                f"{clock(max(0.0, seconds - since))} left",
-            ]
-        )
 
     def _evaluating(self, total: int) -> str:
         folders = [self._folder / "evaluations" / fingerprint(recipe) for recipe in self._trial.evaluations]
@@ -129,6 +115,26 @@ class TrialView:
             return "rollouts   starting"
         start, before = self._first_count = self._first_count or (time.monotonic(), count)
         return f"rollouts   {count:>5} of {total}{time_left(time.monotonic() - start, count - before, total - before)}"
+
+
+def _training(folder: Path, recipe: TrainRecipe, *, word: str = "training") -> str:
+    """How far a training is, or a tuning before it."""
+    path, steps = folder / "metrics.jsonl", recipe.steps
+    entries = _last_entries(path)
+    trained = [entry for entry in entries if entry["split"] == "train"]
+    if not trained:
+        return f"{word:<8}   {0:>5} of {steps}"
+    now = trained[-1]
+    held_out = [f"{entry['loss']:.3f}" for entry in entries if entry["split"] == "held_out" and entry["loss"]]
+    seconds = (steps - now["step"]) * recipe.batch_size / max(now["samples_per_second"], 1e-9)
+    since = time.time() - path.stat().st_mtime
+    return "   ".join(
+        [
+            f"{word:<8}   {now['step']:>5} of {steps}",
+            f"loss {_loss(now)}" + (f", held out {held_out[-1]}" if held_out else ""),
+            f"{clock(max(0.0, seconds - since))} left",
+        ]
+    )
 
 
 def _loss(entry: Mapping[str, Any]) -> str:

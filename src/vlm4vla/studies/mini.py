@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlm4vla.core.recipes import Trial
+from vlm4vla.studies.paper import questions
 from vlm4vla.studies.presets import quickstart
 from vlm4vla.studies.scripted import SCRIPTED_STUDIES
 from vlm4vla.studies.study import Column, MakeStudy, Scale, Study, StudyRow
@@ -54,6 +55,7 @@ def mini(
             "VLMs of a million parameters, pretrained on pictures of this very simulator: an ordering here says "
             "nothing of VLMs of billions",
         ),
+        asked=questions(),
     )
 
 

@@ -17,7 +17,7 @@ from vlm4vla.studies import published
 from vlm4vla.studies.paper_presets import bridge, calvin, libero
 from vlm4vla.studies.presets import quickstart, suffix, tabletop
 from vlm4vla.studies.published import SLIPS
-from vlm4vla.studies.study import Column, MakeStudy, Scale, Study, StudyRow
+from vlm4vla.studies.study import Column, MakeStudy, Questions, Scale, Study, StudyRow
 
 PI0, OPENVLA = "pi0", "openvla-7b"
 _PI0_BACKBONE = "paligemma-1-3b"
@@ -49,6 +49,8 @@ _SMALL_TUNING = TrainRecipe(
     steps=1500, batch_size=32, learning_rate=1e-3, warmup_steps=75, schedule="cosine", log_every=25
 )
 _MINI_EPISODES = 50
+_QUESTIONS = 300
+"""Of every task, that tiny VLMs are asked."""
 _ONE_SEED = "one seed a row: intervals cover the choice of episodes, not what another seed would have given"
 
 
@@ -209,6 +211,13 @@ def _expanded(slip: str) -> set[str]:
     return {f"Table {number.strip()}" for number in numbers.split(",")}
 
 
+def questions(tasks: Sequence[str] = ()) -> Questions:
+    """For tiny VLMs: what they were pretrained on, and these of Tabletop's tasks, about scenes of the test split."""
+    options = ("split=test", f"scenes={_QUESTIONS}", "image_size=64")
+    asked = (TaskRecipe(task=name, options=options) for name in ("tabletop-pretraining", *tasks))
+    return Questions(tasks=tuple(asked), prompt="short", count=_QUESTIONS)
+
+
 def table_1(scale: Scale = "paper") -> Study:
     """Which VLM makes the best policy on CALVIN ABC-D?"""
     rows = [
@@ -251,15 +260,16 @@ def figure_3(scale: Scale = "paper") -> Study:
         if name not in (PI0, OPENVLA)
     ]
     question = "Does a VLM's general ability predict how good a policy it makes?"
-    return _study(
+    made = _study(
         "figure-3", "Figure 3", question, [*map(_scored, ("calvin", "simpler", "libero"))], rows, scale
     )
+    return made if scale == "paper" else replace(made, asked=questions())
 
 
 def figure_4(scale: Scale = "paper") -> Study:
     """Does tuning on embodied questions before help? Figure 4 shows table 10's checkpoints."""
     return replace(
-        table_10(scale), name="figure-4" + ("" if scale == "paper" else "-tabletop"), title="Figure 4"
+        table_10(scale), name="figure-4" + ("" if scale == "paper" else f"-{scale}"), title="Figure 4"
     )
 
 
@@ -405,7 +415,10 @@ def table_10(scale: Scale = "paper") -> Study:
         for (name, task), cells in published.TABLE_10.items()
     ]
     question = "Does tuning on embodied questions before help?"
-    return _study("table-10", "Table 10", question, [*map(_scored, _TASKS)], rows, scale, ["tuning"])
+    made = _study("table-10", "Table 10", question, [*map(_scored, _TASKS)], rows, scale, ["tuning"])
+    # Drawings are scored elsewhere; the words of that task are VQA-Mix.
+    tasks = [task for name, task in _MADE.items() if name != "omni-generation"]
+    return made if scale == "paper" else replace(made, asked=questions(tasks))
 
 
 STUDIES: Mapping[str, MakeStudy] = {

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -91,19 +90,21 @@ def run_trials(
         TrialView(trial, store.folder(trial), name=trial.name if alike else label(trial)) for trial in trials
     ]
     failed: list[str] = []
-    pending, running = deque(missing), list[Job]()
+    pending, running = missing, list[tuple[Trial, Job]]()
     with Display(shown=resources.progress and bool(missing)) as display:
         try:
             while pending or running:
                 while pending and len(running) < executor.slots:
-                    running.append(executor.start(pending.popleft()))
-                for job in [job for job in running if job.ended()]:
-                    running.remove(job)
-                    failed += job.failure()
+                    trial = next_trial(pending, [trial for trial, _ in running], store)
+                    pending.remove(trial)
+                    running.append((trial, executor.start(trial)))
+                for entry in [entry for entry in running if entry[1].ended()]:
+                    running.remove(entry)
+                    failed += entry[1].failure()
                 _show(views, display, last=not (pending or running))
                 display.wait()
         finally:
-            for job in running:
+            for _, job in running:
                 job.interrupt()
     if failed:
         raise RunError("\n".join(failed))
@@ -167,6 +168,19 @@ def _prepared(trial: Trial, store: RunStore, resources: Resources, notes: Mappin
             with run.phase("demonstrations"):
                 make_demonstrations(trial.demonstrations, store, resources)
         return False
+
+
+def next_trial(pending: Sequence[Trial], running: Sequence[Trial], store: RunStore) -> Trial:
+    """The first that need not wait for a tuning which another trial is carrying out; the first where all must."""
+    under_way = {
+        trial.tuning for trial in running if trial.tuning is not None and not _is_tuned(trial, store)
+    }
+    return next((trial for trial in pending if trial.tuning not in under_way), pending[0])
+
+
+def _is_tuned(trial: Trial, store: RunStore) -> bool:
+    status = None if trial.tuning is None else read_status(store.folder(trial.tuning))
+    return status is not None and status.state == "done"
 
 
 def _show(views: Sequence[TrialView], display: Display, *, last: bool) -> None:

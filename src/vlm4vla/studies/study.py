@@ -47,6 +47,16 @@ class StudyRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What the VLMs of a study are asked before they become policies, all of them the same."""
+
+    tasks: tuple[TaskRecipe, ...]
+    prompt: Literal["chat", "short"] = "chat"
+    count: int = 500
+    """Of every task, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """A table or figure of the paper, or one's own."""
 
@@ -59,6 +69,8 @@ class Study:
     """Fields of a trial in which its rows are meant to differ; every other difference is told."""
     notes: tuple[str, ...] = ()
     """Assumptions, and slips of what was published."""
+    asked: Questions | None = None
+    """What goes with success, perhaps; None where nobody has such questions at hand."""
 
     @property
     def column_names(self) -> tuple[str, ...]:

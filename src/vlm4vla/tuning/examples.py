@@ -12,9 +12,9 @@ from numpy import ndarray
 IMAGE_MARK = "<image>"
 """Where an image stands in a question; the encoder puts the VLM's own image tokens there."""
 
-Measure = Literal["exact", "choice", "number", "points", "trajectory", "actions", "text"]
-"""How an answer is scored: the same words; the same letter; relative error; share of points in a region; mean distance
-of paths; mean absolute error of an action chunk; not at all."""
+Measure = Literal["exact", "choice", "near", "number", "points", "trajectory", "actions", "text"]
+"""How an answer is scored: the same words; the same letter; numbered tokens beside the right ones; relative error;
+share of points in a region; mean distance of paths; mean absolute error of an action chunk; not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class Exchange:
     """Empty where a drawing is the answer."""
     measure: Measure = "text"
     truth: Mapping[str, Any] = field(default_factory=dict)
-    """What scoring needs beside the answer: `choices` (letters or words), `region` (Bool [height, width], for points),
+    """What scoring needs beside the answer: `choices` (letters or words), `near` (by kind of token, how many numbers
+    beside the right one count), `region` (Bool [height, width], for points),
     `value` (a number), `path` (points in 0..1), `chunk` (actions in -1..1) and
     `read` (from an answer to such a chunk)."""
     drawing: Drawing | None = None

@@ -23,6 +23,7 @@ VERSION = 1
 WORST: Mapping[Measure, float] = {
     "exact": 0.0,
     "choice": 0.0,
+    "near": 0.0,
     "points": 0.0,
     "number": 1.0,
     "trajectory": 1.0,
@@ -45,7 +46,7 @@ class Answer:
     """The right one."""
     said: str
     value: float
-    """In 0..1. `exact`, `choice`: 1 if right; `points`: share inside; `number`: relative error, at most 1;
+    """In 0..1. `exact`, `choice`, `near`: 1 if right; `points`: share inside; `number`: relative error, at most 1;
     `trajectory`: mean distance in widths of the picture, at most 1; `actions`: mean absolute error over
     the range."""
     readable: bool
@@ -135,6 +136,8 @@ def value_of(exchange: Exchange, said: str) -> float | None:
         if exchange.measure == "choice":
             letter = _chosen(said, truth["choices"])
             return None if letter is None else float(letter == _chosen(exchange.answer, truth["choices"]))
+        if exchange.measure == "near":
+            return _near(said, exchange.answer, truth["near"])
         if exchange.measure == "points":
             return _inside(points_in(said), np.asarray(truth["region"]))
         if exchange.measure == "number":
@@ -168,6 +171,18 @@ def _chosen(said: str, choices: Sequence[str]) -> str | None:
     first = re.match(r"\W*(\w+)", said)
     exact = by_name.get(_plain(said))
     return exact if exact is not None else by_name.get(first.group(1).lower()) if first else None
+
+
+def _near(said: str, right: str, near: Mapping[str, int]) -> float | None:
+    """Whether numbered tokens, as `<loc0012>`, are the right kinds in the right order and each near its number."""
+    found, wanted = (re.findall(r"<([a-z]+)(\d+)>", text) for text in (said, right))
+    if not found:
+        return None
+    alike = [kind for kind, _ in found] == [kind for kind, _ in wanted]
+    return float(
+        alike
+        and all(abs(int(a) - int(b)) <= near[kind] for (kind, a), (_, b) in zip(found, wanted, strict=True))
+    )
 
 
 def _inside(points: Float[np.ndarray, "points 2"], region: Any) -> float | None:

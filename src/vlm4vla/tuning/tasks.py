@@ -184,6 +184,12 @@ TASKS: dict[str, Task] = {
         "robobrain2", "the gripper's path for an instruction; points on things; the next of two steps"
     ),
     **_tabletop("general", "what is there and what it looks like, nothing of where"),
+    "tabletop-pretraining": Task(
+        about="what the tiny backbones were pretrained on, about other scenes: places and ways in tokens, names",
+        source="src/vlm4vla/tuning/questions.py",
+        verified=True,
+        reader="vlm4vla.tuning.pretraining_scenes:PretrainingQuestions",
+    ),
     "tabletop-vqa-mix": Task(
         about="tabletop-vica, -bridgevqa and -robopoint to tabletop-general in the paper's proportions",
         source="Paper A.6",
