@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from vlm4vla.core.errors import SimulatorError
@@ -36,6 +40,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--tasks", default="", metavar="NAME,NAME", help="or LIBERO's suites; default: the expert's"
     )
     made.add_argument("--seed", type=int, default=0, metavar="N")
+    made.add_argument(
+        "--processes", type=int, default=0, metavar="N", help="side by side; default: a core each"
+    )
 
 
 def listing(options: argparse.Namespace) -> None:
@@ -77,7 +84,7 @@ def install(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises: SimulatorError when something does not work."""
-    found = json.loads(_in_simulator(options.name, ["--check"], quiet=True))
+    found = json.loads(_in_simulator(options.name, ["--check"]))
     if options.json:
         print(json.dumps(found, indent=1))
     else:
@@ -88,12 +95,27 @@ def check(options: argparse.Namespace) -> None:
 
 
 def demonstrate(options: argparse.Namespace) -> None:
-    """Demonstrations of the scripted expert."""
-    arguments = [str(options.out), "--episodes", str(options.episodes)]
-    arguments += ["--tasks", options.tasks, "--seed", str(options.seed)]
+    """Demonstrations of the scripted expert: kept one by one, so that the same command goes on where it ended.
+
+    Raises: SimulatorError for a folder that exists, before anything is made; else with what went wrong.
+    """
+    from vlm4vla import __version__
+    from vlm4vla.benchmarks.machine import cores
+    from vlm4vla.core.recipes import fingerprint
+
+    split = options.out / "training" if options.name == "calvin" else options.out
+    if split.exists():
+        raise SimulatorError(f"{split}: exists already; delete it or choose another folder")
+    arguments = ["--episodes", str(options.episodes), "--tasks", options.tasks, "--seed", str(options.seed)]
     if options.name == "calvin":
         arguments += ["--scenes", options.scenes]
-    found = json.loads(_in_simulator(options.name, arguments, quiet=options.quiet))
+    identity = fingerprint(__version__, options.name, arguments)
+    pieces = options.out.with_name(f".{options.out.name}.pieces-{identity}")
+    shares = max(1, min(options.processes or cores(), options.episodes))
+    arguments = [str(options.out), *arguments, "--pieces", str(pieces)]
+    _make(options.name, arguments, pieces, options.episodes, shares, quiet=options.quiet)
+    found = json.loads(_in_simulator(options.name, arguments))
+    shutil.rmtree(pieces)
     if options.json:
         print(json.dumps(found))
         return
@@ -104,26 +126,66 @@ def demonstrate(options: argparse.Namespace) -> None:
     )
 
 
-def _in_simulator(name: str, arguments: list[str], *, quiet: bool) -> str:
+def _make(name: str, arguments: list[str], pieces: Path, total: int, shares: int, *, quiet: bool) -> None:
+    """Every demonstration, in so many processes side by side."""
+    from vlm4vla.benchmarks.pieces import count
+    from vlm4vla.benchmarks.workers import ONE_THREAD
+    from vlm4vla.studies.display import Display, time_left
+
+    command = _program(name)
+    before = count(pieces)
+    with Display(shown=not quiet) as display, ExitStack() as stack:
+        running = []
+        for number in range(shares):
+            output = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+            share = [*command, *arguments, "--share", f"{number}/{shares}"]
+            job = subprocess.Popen(
+                share,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **ONE_THREAD},
+            )
+            stack.callback(job.wait)
+            stack.callback(job.kill)
+            running.append((job, output))
+        while True:
+            codes = [job.poll() for job, _ in running]
+            done, over = count(pieces), all(code is not None for code in codes)
+            left = time_left(display.seconds, done - before, total - before)
+            display.show([f"{name}: {done} of {total} demonstrations{left}"], last=over)
+            for code, (_, output) in zip(codes, running, strict=True):
+                if code:
+                    output.seek(0)
+                    raise SimulatorError(
+                        f"{_told(name, output.read(), code)} ({done} of {total} are kept in {pieces}; the same command "
+                        "goes on)"
+                    )
+            if over:
+                return
+            display.wait()
+
+
+def _in_simulator(name: str, arguments: list[str]) -> str:
     """The last line that the simulator's own program prints, run by the Python that has it."""
+    command = [*_program(name), *arguments]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise SimulatorError(_told(name, done.stderr, done.returncode))
+    return lines[-1]
+
+
+def _program(name: str) -> list[str]:
     from vlm4vla.benchmarks.simulators import interpreter
     from vlm4vla.benchmarks.workers import SOURCE_ROOT
 
-    python = interpreter(name)
     module = f"vlm4vla.benchmarks.{name}.demonstrate"
     boot = f"import sys; sys.path.append({SOURCE_ROOT!r}); from {module} import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [python or sys.executable, "-c", boot, *arguments],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        check=False,
-    )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        told = [
-            line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")
-        ]
-        ends = done.stderr.strip().splitlines()[-1:] or [f"code {done.returncode}"]
-        raise SimulatorError(told[0] if told else f"{name} ended without an answer: {ends[0]}")
-    return lines[-1]
+    return [interpreter(name) or sys.executable, "-c", boot]
+
+
+def _told(name: str, output: str, code: int) -> str:
+    told = [line.removeprefix("error: ") for line in output.splitlines() if line.startswith("error: ")]
+    ends = output.strip().splitlines()[-1:] or [f"code {code}"]
+    return told[0] if told else f"{name} ended without an answer: {ends[0]}"

@@ -16,6 +16,7 @@ import pytest
 from vlm4vla.benchmarks.calvin import expert
 from vlm4vla.benchmarks.calvin.benchmark import Calvin, CalvinEnvironment
 from vlm4vla.benchmarks.calvin.demonstrate import demonstrations, write
+from vlm4vla.benchmarks.calvin.demonstrate import main as demonstrate
 from vlm4vla.benchmarks.calvin.oracle import TASKS, turned
 from vlm4vla.benchmarks.calvin.sequences import (
     chains,
@@ -306,6 +307,23 @@ def test_scripted_demonstrations_are_read_as_calvins_own(tmp_path: Path) -> None
         write(iter(made), tmp_path / "set" / "training", note="")
     with pytest.raises(SimulatorError, match="cannot 'stack_block'"):
         next(demonstrations("A", ["stack_block"], 1))
+
+
+@needs_pybullet
+def test_demonstrations_made_in_shares_are_those_made_at_once(tmp_path: Path) -> None:
+    common = ["--scenes", "AD", "--tasks", "turn_on_led", "--episodes", "4", "--renderer", "tiny"]
+    assert demonstrate([str(tmp_path / "whole"), *common]) == 0
+    pieces = ["--pieces", str(tmp_path / "pieces")]
+    for share in ("1/3", "0/3", "2/3"):
+        assert demonstrate([str(tmp_path / "shared"), *common, *pieces, "--share", share]) == 0
+        assert not (tmp_path / "shared").exists()
+    assert demonstrate([str(tmp_path / "shared"), *common, *pieces]) == 0
+    whole, shared = (CalvinSource(tmp_path / name) for name in ("whole", "shared"))
+    assert [whole[i].task for i in range(4)] == [shared[i].task for i in range(4)] == ["turn_on_led"] * 4
+    files = [sorted((tmp_path / name).rglob("ep*")) for name in ("whole", "shared")]
+    assert len(files[0]) == len(files[1]) > 20
+    for first, second in zip(*files, strict=True):
+        assert first.name == second.name and first.read_bytes() == second.read_bytes()
 
 
 @needs_pybullet

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vlm4vla.benchmarks.workers import ONE_THREAD
 from vlm4vla.core.errors import RunError
 from vlm4vla.core.recipes import Trial
 from vlm4vla.studies.checks import Resources, check, facts_of, is_trained
@@ -19,7 +20,6 @@ from vlm4vla.studies.display import Display, TrialView, label
 from vlm4vla.studies.execute import last_words, make_demonstrations
 from vlm4vla.studies.runs import RunStore, read_status
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _GOODBYE_SECONDS = 10.0
 _LINES = 8
 
@@ -128,7 +128,7 @@ class _LocalJob:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **_ONE_THREAD, "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"},
+                env={**os.environ, **ONE_THREAD, "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"},
                 start_new_session=True,  # Ctrl-C is ours to pass on
             )
 

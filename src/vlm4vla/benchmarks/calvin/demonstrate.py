@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from jaxtyping import Float, Float32, UInt8
 from vlm4vla.benchmarks.calvin.benchmark import CalvinEnvironment
 from vlm4vla.benchmarks.calvin.expert import PLANS, actions, fresh_state, possible
 from vlm4vla.benchmarks.calvin.sequences import instructions
+from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
 from vlm4vla.core.errors import SimulatorError
 from vlm4vla.core.types import Goal
 
@@ -51,15 +53,41 @@ def demonstrations(
 
     Raises: SimulatorError when a task fails again and again, or is not one of the expert's.
     """
+    desks: dict[str, CalvinEnvironment] = {}
+    try:
+        for _, make in planned(scenes, tasks, count, seed=seed, renderer=renderer, desks=desks):
+            yield make()
+    finally:
+        for desk in desks.values():
+            desk.close()
+
+
+def planned(
+    scenes: Sequence[str],
+    tasks: Sequence[str],
+    count: int,
+    *,
+    seed: int,
+    renderer: str,
+    desks: dict[str, CalvinEnvironment] | None = None,
+) -> Planned[Scripted]:
+    """The same as `demonstrations`, made when asked for; `desks` holds the scene that was built last."""
     unknown = [task for task in tasks if task not in PLANS]
     if unknown:
         raise SimulatorError(f"the expert cannot {unknown[0]!r}; it can {', '.join(PLANS)}")
+    built = {} if desks is None else desks
+
+    def make(scene: str, task: str, index: int) -> Scripted:
+        if scene not in built:
+            for other in list(built):
+                built.pop(other).close()
+            built[scene] = CalvinEnvironment(scene, renderer)
+        return _one(built[scene], scene, task, (seed, index))
+
     for scene_number, scene in enumerate(scenes):
-        environment = CalvinEnvironment(scene, renderer)
         for index in range(scene_number, count, len(scenes)):
             task = tasks[(index // len(scenes)) % len(tasks)]
-            yield _one(environment, scene, task, (seed, index))
-        environment.close()
+            yield f"{scene}-{index:05d}", partial(make, scene, task, index)
 
 
 def _one(environment: CalvinEnvironment, scene: str, task: str, seed: tuple[int, int]) -> Scripted:
@@ -72,12 +100,12 @@ def _one(environment: CalvinEnvironment, scene: str, task: str, seed: tuple[int,
         environment.begin(robot, desk, goals=goal, seed=int(rng.integers(1 << 31)))
         found = _play(environment, task, rng)
         if found is not None:
-            images, made, robots, desks = found
+            images, done, robots, desks = found
             return Scripted(
                 task=task,
                 scene=scene,
                 images=images,
-                actions=np.stack(made),
+                actions=np.stack(done),
                 robot_obs=np.stack(robots),
                 scene_obs=np.stack(desks),
             )
@@ -85,36 +113,36 @@ def _one(environment: CalvinEnvironment, scene: str, task: str, seed: tuple[int,
 
 
 def _play(environment: CalvinEnvironment, task: str, rng: np.random.Generator) -> Any:
-    images, made, robots, desks = [], [], [], []
+    images, done, robots, desks = [], [], [], []
     world = environment.world
     for action in actions(task, world):
         images.append(environment.observe().image)
-        made.append(action)
+        done.append(action)
         robots.append(world.robot_obs())
         desks.append(world.scene_obs())
         executed = action.copy()
         executed[:3] += (_NOISE * rng.normal(size=3) * np.abs(action[:3]).max()).astype(np.float32)
         if environment.advance(executed.clip(-1, 1)):
-            return images, made, robots, desks
+            return images, done, robots, desks
     return None
 
 
-def write(made: Iterator[Scripted], folder: Path, *, note: str) -> int:
+def write(demonstrations: Iterator[Scripted], folder: Path, *, note: str) -> int:
     """Write a split in CALVIN's layout, whole or not at all; returns how many demonstrations."""
     if folder.exists():
         raise SimulatorError(f"{folder}: exists already; delete it or choose another folder")
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "lang_annotations").mkdir(parents=True)
+    unfinished = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / "lang_annotations").mkdir(parents=True)
     spans: list[tuple[int, int]] = []
     scenes: dict[str, list[int]] = {}
     sentences, tasks, number = [], [], 0
     try:
-        for demonstration in made:
+        for demonstration in demonstrations:
             first = number
             for step, image in enumerate(demonstration.images):
                 np.savez_compressed(
-                    partial / f"episode_{number:07d}.npz",
+                    unfinished / f"episode_{number:07d}.npz",
                     rgb_static=image,
                     rel_actions=demonstration.actions[step].astype(np.float64),
                     robot_obs=demonstration.robot_obs[step],
@@ -127,14 +155,14 @@ def write(made: Iterator[Scripted], folder: Path, *, note: str) -> int:
             begun = scenes.setdefault(f"calvin_scene_{demonstration.scene}", [first, number - 1])
             begun[1] = number - 1
         annotations = {"language": {"ann": sentences, "task": tasks}, "info": {"episodes": [], "indx": spans}}
-        np.save(partial / "lang_annotations" / "auto_lang_ann.npy", np.array(annotations, dtype=object))
-        np.save(partial / "ep_start_end_ids.npy", np.array([(a, b - 1) for a, b in spans], dtype=np.int64))
-        np.save(partial / "scene_info.npy", np.array(scenes, dtype=object))
-        (partial / "scripted.json").write_text(json.dumps({"scripted": True, "note": note}, indent=1))
+        np.save(unfinished / "lang_annotations" / "auto_lang_ann.npy", np.array(annotations, dtype=object))
+        np.save(unfinished / "ep_start_end_ids.npy", np.array([(a, b - 1) for a, b in spans], dtype=np.int64))
+        np.save(unfinished / "scene_info.npy", np.array(scenes, dtype=object))
+        (unfinished / "scripted.json").write_text(json.dumps({"scripted": True, "note": note}, indent=1))
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(folder)
+        unfinished.rename(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return len(spans)
 
 
@@ -167,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--renderer", default="egl")
+    add_options(parser)
     options = parser.parse_args(arguments)
     try:
         if options.check:
@@ -175,13 +204,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is None:
             parser.error("a folder to write is needed")
         tasks = [task for task in options.tasks.split(",") if task] or list(PLANS)
-        made = demonstrations(
-            options.scenes, tasks, options.episodes, seed=options.seed, renderer=options.renderer
-        )
+        plan = planned(options.scenes, tasks, options.episodes, seed=options.seed, renderer=options.renderer)
+        if options.share:
+            print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
+            return 0
         note = (
             f"scripted expert, scenes {options.scenes}, seed {options.seed}: not CALVIN's own demonstrations"
         )
-        count = write(made, options.out / "training", note=note)
+        count = write(made(plan, Scripted, options.pieces), options.out / "training", note=note)
     except SimulatorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

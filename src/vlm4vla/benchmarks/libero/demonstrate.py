@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jaxtyping import Float, Float32, UInt8
 from vlm4vla.benchmarks.libero.expert import TASKS, actions
 from vlm4vla.benchmarks.libero.suites import SUITES, instruction, suite_of
 from vlm4vla.benchmarks.libero.world import CAMERAS, World
+from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
 from vlm4vla.core.errors import SimulatorError, VLAError, unknown_name
 
 _TRIES = 10
@@ -62,14 +64,41 @@ def demonstrations(
 
     Raises: RecipeError for a task that is not one of the expert's, SimulatorError when one fails again and again.
     """
+    world: list[World] = []
+    try:
+        for _, make in planned(
+            tasks, count, seed=seed, side=side, wrist=wrist, renderer=renderer, world=world
+        ):
+            yield make()
+    finally:
+        for built in world:
+            built.close()
+
+
+def planned(
+    tasks: Sequence[str],
+    count: int,
+    *,
+    seed: int,
+    side: int,
+    wrist: bool,
+    renderer: str,
+    world: list[World] | None = None,
+) -> Planned[Scripted]:
+    """The same as `demonstrations`, made when asked for; `world` holds the simulator once it was built."""
     for task in tasks:
         if task not in TASKS:
             raise unknown_name("task of the expert", task, TASKS)
-    world = World(side, renderer=renderer)
+    built = [] if world is None else world
+
+    def make(task: str, index: int) -> Scripted:
+        if not built:
+            built.append(World(side, renderer=renderer))
+        return _one(built[0], task, (seed, index), CAMERAS if wrist else CAMERAS[:1])
+
     for number, task in enumerate(tasks):
         for index in range(count // len(tasks) + (number < count % len(tasks))):
-            yield _one(world, task, (seed, index), CAMERAS if wrist else CAMERAS[:1])
-    world.close()
+            yield f"{task}-{index:05d}", partial(make, task, index)
 
 
 def _one(world: World, task: str, seed: tuple[int, int], cameras: Sequence[str]) -> Scripted:
@@ -84,15 +113,15 @@ def _one(world: World, task: str, seed: tuple[int, int], cameras: Sequence[str])
 
 
 def _play(world: World, task: str, rng: np.random.Generator, cameras: Sequence[str]) -> Scripted | None:
-    made: list[Float32[np.ndarray, "7"]] = []
+    done: list[Float32[np.ndarray, "7"]] = []
     states, observed = [], []
     images: dict[str, list[Any]] = {f"{camera.removeprefix('robot0_')}_rgb": [] for camera in cameras}
     for action in actions(world):
-        if len(made) == suite_of(task).max_steps:
+        if len(done) == suite_of(task).max_steps:
             return None
         for camera, kept in zip(cameras, images.values(), strict=True):
             kept.append(world.picture(camera)[::-1, ::-1])
-        made.append(action)
+        done.append(action)
         states.append(world.env.get_sim_state())
         observed.append(world.proprioception())
         executed = action.copy()
@@ -101,7 +130,7 @@ def _play(world: World, task: str, rng: np.random.Generator, cameras: Sequence[s
             joined = {name: np.stack([step[name] for step in observed]) for name in observed[0]}
             return Scripted(
                 task=task,
-                actions=np.stack(made),
+                actions=np.stack(done),
                 states=np.stack(states),
                 observed=joined,
                 images={name: kept for name, kept in images.items() if kept},
@@ -109,25 +138,25 @@ def _play(world: World, task: str, rng: np.random.Generator, cameras: Sequence[s
     return None
 
 
-def write(made: Iterator[Scripted], folder: Path, *, note: str) -> int:
+def write(demonstrations: Iterator[Scripted], folder: Path, *, note: str) -> int:
     """Write files in LIBERO's layout, whole or not at all; returns how many demonstrations."""
     import h5py
 
     if folder.exists():
         raise SimulatorError(f"{folder}: exists already; delete it or choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    unfinished = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
     total = 0
     try:
-        for one in made:
-            with h5py.File(partial / f"{one.task}_demo.hdf5", "a") as file:
+        for one in demonstrations:
+            with h5py.File(unfinished / f"{one.task}_demo.hdf5", "a") as file:
                 _add(file.require_group("data"), one, note)
             total += 1
-        partial.rename(folder)
+        unfinished.rename(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return total
 
 
@@ -210,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--no-wrist", action="store_true", help="the third-person camera alone: twice as fast"
     )
     parser.add_argument("--renderer", default="egl")
+    add_options(parser)
     options = parser.parse_args(arguments)
     try:
         if options.check:
@@ -217,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.out is None:
             parser.error("a folder to write is needed")
-        made = demonstrations(
+        plan = planned(
             chosen(options.tasks),
             options.episodes,
             seed=options.seed,
@@ -225,9 +255,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             wrist=not options.no_wrist,
             renderer=options.renderer,
         )
-        count = write(
-            made, options.out, note=f"scripted expert, seed {options.seed}: not LIBERO's own demonstrations"
-        )
+        if options.share:
+            print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
+            return 0
+        note = f"scripted expert, seed {options.seed}: not LIBERO's own demonstrations"
+        count = write(made(plan, Scripted, options.pieces), options.out, note=note)
     except VLAError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata, resources
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vlm4vla.benchmarks import lavapipe
+from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
 from vlm4vla.benchmarks.simpler.benchmark import Simpler
 from vlm4vla.benchmarks.simpler.expert import MOST_MOVEMENT, actions, fresh_start
 from vlm4vla.benchmarks.simpler.models import substitutes
@@ -48,34 +50,41 @@ def demonstrations(tasks: Sequence[str], count: int, *, seed: int = 0) -> Iterat
 
     Raises: RecipeError for an unknown task, SimulatorError when one fails again and again.
     """
+    for _, make in planned(tasks, count, seed=seed):
+        yield make()
+
+
+def planned(tasks: Sequence[str], count: int, *, seed: int) -> Planned[BridgeEpisode]:
+    """The same as `demonstrations`, made when asked for."""
     for task in tasks:
         if task not in TASKS:
             raise unknown_name("task of simpler-bridge", task, TASKS)
     scenes: dict[str, Scene] = {}
-    for index in range(count):
-        name = tasks[index % len(tasks)]
+
+    def make(name: str, index: int) -> BridgeEpisode:
         if name not in scenes:
             scenes[name] = Scene(TASKS[name])
         for attempt in range(_TRIES):
-            made = _attempt(scenes[name], np.random.default_rng([seed, index, attempt]))
-            if made is not None:
-                yield made
-                break
-        else:
-            raise SimulatorError(f"the expert failed {_TRIES} times at {name!r} (seed {seed}, {index})")
+            found = _attempt(scenes[name], np.random.default_rng([seed, index, attempt]))
+            if found is not None:
+                return found
+        raise SimulatorError(f"the expert failed {_TRIES} times at {name!r} (seed {seed}, {index})")
+
+    for index in range(count):
+        yield f"{index:05d}", partial(make, tasks[index % len(tasks)], index)
 
 
 def _attempt(scene: Scene, rng: np.random.Generator) -> BridgeEpisode | None:
     """One episode; None when the object is not where it belongs at its end."""
     task, gripper = scene.task, LateOpening()
     scene.begin(fresh_start(task, rng), joints=rng.normal(0, _BENT, 6))
-    images, states, made = [_jpeg(scene)], [scene.state()], [np.zeros(7, np.float32)]
+    images, states, done = [_jpeg(scene)], [scene.state()], [np.zeros(7, np.float32)]
     for action in actions(scene):
-        if len(made) > task.steps:
+        if len(done) > task.steps:
             return None
         images.append(_jpeg(scene))
         states.append(scene.state())
-        made.append(np.append(action[:GRIPPER], action[GRIPPER] > 0).astype(np.float32))
+        done.append(np.append(action[:GRIPPER], action[GRIPPER] > 0).astype(np.float32))
         executed = action.copy()
         if np.abs(action[:3]).max() > MOST_MOVEMENT / 5:
             executed[:3] += rng.normal(0, _NOISE * MOST_MOVEMENT, 3).astype(np.float32)
@@ -86,7 +95,7 @@ def _attempt(scene: Scene, rng: np.random.Generator) -> BridgeEpisode | None:
         instruction=task.instruction,
         images=[*images, _jpeg(scene)],
         states=np.stack([*states, scene.state()]),
-        actions=np.stack([*made, np.array([0] * GRIPPER + [1], np.float32)]),
+        actions=np.stack([*done, np.array([0] * GRIPPER + [1], np.float32)]),
     )
 
 
@@ -114,8 +123,8 @@ def check() -> dict[str, Any]:
     for spec in benchmark.episodes():
         task = spec.setup["task"]
         apart = float(np.abs(environment.reset(spec).image.astype(int) - expected[task]).mean())
-        made = chain(actions(environment.scene(task)), repeat(np.array([0] * GRIPPER + [1], np.float32)))
-        completed = [environment.advance(action) for action in islice(made, spec.max_steps_per_goal)][-1]
+        chosen = chain(actions(environment.scene(task)), repeat(np.array([0] * GRIPPER + [1], np.float32)))
+        completed = [environment.advance(action) for action in islice(chosen, spec.max_steps_per_goal)][-1]
         found[task] = {"apart": round(apart, 2), "solved": bool(completed)}
         works &= bool(completed) and apart < _TOLERANCE
     environment.close()
@@ -138,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", default="", help="separated by commas; default: all four")
     parser.add_argument("--episodes", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
+    add_options(parser)
     options = parser.parse_args(arguments)
     try:
         if options.check:
@@ -146,9 +156,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is None:
             parser.error("a folder to write is needed")
         tasks = [task for task in options.tasks.split(",") if task] or list(TASKS)
-        made = demonstrations(tasks, options.episodes, seed=options.seed)
+        plan = planned(tasks, options.episodes, seed=options.seed)
+        if options.share:
+            print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
+            return 0
         note = f"scripted expert in simulation, seed {options.seed}: not Bridge's own demonstrations"
-        count = write(made, options.episodes, options.out, note=note)
+        episodes = made(plan, BridgeEpisode, options.pieces)
+        count = write(episodes, options.episodes, options.out, note=note)
     except VLAError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
