@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_trials
 import torch
 from transformers import AutoModelForImageTextToText, GPT2Config, GPT2LMHeadModel
 
@@ -30,6 +32,10 @@ from vlm4vla.core.types import Observation
 from vlm4vla.policies.conformance import CHECKS, examine
 from vlm4vla.policies.predictor import Predictor
 from vlm4vla.policies.vla import VLA
+from vlm4vla.studies.execute import run_trial
+from vlm4vla.studies.parallel import run_trials
+from vlm4vla.studies.presets import quickstart
+from vlm4vla.studies.runs import RunStore
 from vlm4vla.testing import ContractError, check_backbone, check_policy
 
 SIDE = 32
@@ -285,6 +291,43 @@ def test_a_missing_processor_is_told(tiny: Callable[[str], Path], tmp_path: Path
     (tmp_path / "vlm" / "processor_config.json").unlink()
     with pytest.raises(BackboneError, match="processor"):
         Backbone.from_pretrained(tmp_path / "vlm")
+
+
+@pytest.mark.parametrize("family", ["qwen3-vl", "paligemma-1"])
+def test_what_a_familys_checkpoint_lacks_is_told_with_its_folder(family: str, tmp_path: Path) -> None:
+    whole = tiny_trials.tiny_vlm(tmp_path / "whole", family)
+    for names, said in (
+        (("preprocessor_config.json", "processor_config.json"), "has no processor.*beside the weights"),
+        (("tokenizer.json",), "has no tokenizer.*beside the weights"),
+    ):
+        lacking = shutil.copytree(whole, tmp_path / f"lacks {names[0]}")
+        for name in names:
+            (lacking / name).unlink(missing_ok=True)
+        for read in (loading.inspect, Backbone.from_pretrained):
+            with pytest.raises(BackboneError, match=f"lacks {names[0]}.*: {said}"):
+                read(lacking)
+    loading.inspect(whole)
+    renamed = shutil.copytree(whole, tmp_path / "renamed")
+    token = families.FAMILIES[family].image_token
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (renamed / name).read_text(encoding="utf-8")
+        (renamed / name).write_text(text.replace(token, "<|other|>"), encoding="utf-8")
+    with pytest.raises(
+        BackboneError, match=f"renamed: its tokenizer lacks the token {re.escape(repr(token))}"
+    ):
+        Backbone.from_pretrained(renamed)
+
+
+def test_a_vlm_that_cannot_be_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16)).save_pretrained(
+        tmp_path / "gpt"
+    )
+    trial = quickstart((str(tmp_path / "gpt"),))[0]
+    with pytest.raises(BackboneError, match="reads images"):
+        run_trial(trial, RunStore(tmp_path / "runs"), evaluated=False)
+    with pytest.raises(BackboneError, match="reads images"):
+        run_trials([trial], RunStore(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_prompt_without_the_image_is_told(

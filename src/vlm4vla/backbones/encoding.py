@@ -148,7 +148,7 @@ class Encoder:
         index = self.tokenizer.convert_tokens_to_ids(token)
         if not isinstance(index, int) or index == self.tokenizer.unk_token_id:
             raise BackboneError(
-                f"the checkpoint's tokenizer lacks the token {token!r}, which this family needs. "
+                f"{self.tokenizer.name_or_path}: its tokenizer lacks the token {token!r}, which this family needs. "
                 "Is this a checkpoint of another family, or are tokenizer files missing?"
             )
         return index

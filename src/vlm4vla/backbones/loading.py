@@ -29,7 +29,7 @@ from vlm4vla.backbones import prismatic  # noqa: F401  registers an architecture
 from vlm4vla.backbones.families import Architecture, architecture_of
 from vlm4vla.backbones.initialization import NARROW, scaled_init_
 from vlm4vla.backbones.kernels import ROW_STABLE_EXPERTS, images_as_batch_, patches_as_rows_
-from vlm4vla.backbones.registry import resolve
+from vlm4vla.backbones.registry import BackboneEntry, resolve
 from vlm4vla.core.errors import BackboneError
 
 _PROCESSOR_FILES = (
@@ -78,24 +78,19 @@ def load(
     Raises: BackboneError naming the checkpoint.
     """
     entry = resolve(name_or_folder)
-    where = entry.name if entry.name == entry.location else f"{entry.name} ({entry.location})"
-    if entry.location.startswith(("/", ".", "~")) and not Path(entry.location).is_dir():
-        raise BackboneError(f"{where}: the folder does not exist; the package is incomplete, reinstall it")
+    where = _where(entry)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(entry.location, trust_remote_code=False)
-            family = architecture_of(config, where=where)
+            config, family, tokenizer, files = _described(entry.location, where)
             if whole and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
                 raise BackboneError(
                     f"{where}: transformers has no class of {family.name} with a vocabulary head, so it can neither be "
                     "tuned on answers nor asked; it can become a policy"
                 )
-            tokenizer = AutoTokenizer.from_pretrained(entry.location, trust_remote_code=False)
             if weights == "random":
                 vlm = _random(config, family, seed=seed, dtype=dtype, whole=whole)
             else:
                 vlm = _pretrained(entry.location, config, family, dtype=dtype, where=where, whole=whole)
-            files = processor_files(entry.location)
             patches_as_rows_(vlm)
             images_as_batch_(vlm)
             if family.experts:
@@ -103,11 +98,7 @@ def load(
     except BackboneError:
         raise
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise BackboneError(
-            f"{where}: cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
-            "Check the folder, or that the machine can reach the hub (or holds the model in its cache) "
-            "and that the model's licence was accepted."
-        ) from error
+        raise _unreadable(where, error) from error
     return Checkpoint(
         vlm=vlm,
         tokenizer=tokenizer,
@@ -116,6 +107,57 @@ def load(
         where=where,
         processor_files=files,
     )
+
+
+def inspect(name_or_folder: str | Path) -> None:
+    """Find what is wrong with a checkpoint without reading its weights.
+
+    Raises: RecipeError for an unknown name, BackboneError as `load` does.
+    """
+    entry = resolve(name_or_folder)
+    where = _where(entry)
+    try:
+        with quiet():
+            _described(entry.location, where)
+    except BackboneError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(where, error) from error
+
+
+def _where(entry: BackboneEntry) -> str:
+    where = entry.name if entry.name == entry.location else f"{entry.name} ({entry.location})"
+    if entry.location.startswith(("/", ".", "~")) and not Path(entry.location).is_dir():
+        raise BackboneError(f"{where}: the folder does not exist; the package is incomplete, reinstall it")
+    return where
+
+
+def _described(
+    location: str, where: str
+) -> tuple[PreTrainedConfig, Architecture, PreTrainedTokenizerBase, dict[str, str]]:
+    """Everything but the weights."""
+    config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+    family = architecture_of(config, where=where)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(
+            f"{where}: has no tokenizer that can be read ({_first_line(error)}); copy tokenizer.json and "
+            "tokenizer_config.json of the original beside the weights"
+        ) from error
+    return config, family, tokenizer, processor_files(location)
+
+
+def _unreadable(where: str, error: Exception) -> BackboneError:
+    return BackboneError(
+        f"{where}: cannot be loaded ({_first_line(error)}). Check the folder, or that the machine can reach the hub "
+        "(or holds the model in its cache) and that the model's licence was accepted."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def save(checkpoint: Checkpoint, folder: Path, *, state: Mapping[str, Tensor]) -> None:
@@ -236,12 +278,15 @@ def _random(
 
 
 def processor_files(location: str) -> dict[str, str]:
-    """Text of the files that describe a checkpoint's processor, by name. Raises: BackboneError for none."""
+    """Text of the files that describe a checkpoint's processor, by name. Raises: BackboneError without the main one."""
     files = {}
     for name in _PROCESSOR_FILES:
         path = cached_file(location, name, _raise_exceptions_for_missing_entries=False)
         if path is not None:
             files[name] = Path(path).read_text(encoding="utf-8")
-    if not files:
-        raise BackboneError(f"{location}: no processor files; copy {_PROCESSOR_FILES[0]} beside the weights")
+    if not files.keys() & {_PROCESSOR_FILES[0], "processor_config.json"}:
+        raise BackboneError(
+            f"{location}: has no processor, so that nothing says how it is shown a picture; copy "
+            "preprocessor_config.json (or processor_config.json) of the original beside the weights"
+        )
     return files

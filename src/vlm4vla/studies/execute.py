@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlm4vla.backbones.registry import BACKBONES
 from vlm4vla.benchmarks.progress import Progress
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
@@ -61,6 +62,7 @@ def run_trial(
     """
     resources = resources or Resources()
     check(trial, resources, evaluated=evaluated)
+    check_backbone(trial)
     if evaluated:
         spread(trial.evaluations, resources)
     try:
@@ -83,6 +85,17 @@ def run_trial(
         where = store.folder(trial)
         text = str(error) if str(where) in str(error) else f"{error} (in {where})"
         raise RunError(f"{trial.name}: {text}") from error
+
+
+def check_backbone(trial: Trial) -> None:
+    """Find out before demonstrations are made whether a VLM can be loaded; those of this package can.
+
+    Raises: BackboneError.
+    """
+    if is_trained(trial) and trial.policy.backbone not in BACKBONES:
+        from vlm4vla.backbones.loading import inspect
+
+        inspect(trial.policy.backbone)
 
 
 def make_demonstrations(recipe: DemonstrationRecipe, store: RunStore, resources: Resources) -> Path:

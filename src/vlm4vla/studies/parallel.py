@@ -17,7 +17,7 @@ from vlm4vla.core.errors import RunError
 from vlm4vla.core.recipes import Trial
 from vlm4vla.studies.checks import Resources, check, facts_of, is_trained
 from vlm4vla.studies.display import Display, TrialView, label
-from vlm4vla.studies.execute import last_words, make_demonstrations
+from vlm4vla.studies.execute import check_backbone, last_words, make_demonstrations
 from vlm4vla.studies.runs import RunStore, read_status
 
 _GOODBYE_SECONDS = 10.0
@@ -83,6 +83,7 @@ def run_trials(
     trials = list(dict.fromkeys(trials))
     for trial in trials:
         check(trial, resources if processes == 1 else dataclasses.replace(resources, train_processes=1))
+        check_backbone(trial)
     executor = executor or LocalExecutor(store, resources, slots=processes)
     missing = [trial for trial in trials if not _prepared(trial, store, resources, notes)]
     alike = len({label(trial) for trial in trials}) < len(trials)
