@@ -15,7 +15,7 @@ from vlm4vla.benchmarks.calvin.oracle import TASKS
 from vlm4vla.benchmarks.calvin.sequences import chains, initial_state, instructions
 from vlm4vla.benchmarks.calvin.world import SCENES, State, World
 from vlm4vla.benchmarks.egl import require_context
-from vlm4vla.benchmarks.simulators import pins, simulator_folder
+from vlm4vla.benchmarks.simulators import interpreter, pins, simulator_folder
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
 from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
@@ -94,6 +94,11 @@ class Calvin:
             )
             for number, chain in ((number, chains()[number]) for number in self._numbers)
         )
+
+    @property
+    def python(self) -> str | None:
+        """Raises: SimulatorError when it is not installed."""
+        return interpreter("calvin")
 
     @property
     def software(self) -> Mapping[str, str]:
