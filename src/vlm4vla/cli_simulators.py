@@ -20,6 +20,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """`add` makes a command as the rest of the command line does."""
     made = add("simulators", listing, "Simulators beside Tabletop: install, check, make demonstrations.")
     inner = made.add_subparsers(metavar="")
+    drawn_by = "what draws: CALVIN has egl and tiny, LIBERO egl and osmesa; default egl"
     made = add("install", install, "Into an environment of its own, with exact versions.", into=inner)
     made.add_argument("name", metavar="NAME", help="calvin, libero or simpler")
     made.add_argument(
@@ -29,6 +30,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument("--here", action="store_true", help="packages into this Python, not one of its own")
     made = add("check", check, "Build, draw and solve something: does it work here?", into=inner)
     made.add_argument("name", metavar="NAME", help="calvin, libero or simpler")
+    made.add_argument("--renderer", metavar="NAME", help=drawn_by)
     made = add(
         "demonstrate", demonstrate, "Scripted demonstrations in the benchmark's own format.", into=inner
     )
@@ -39,6 +41,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument(
         "--tasks", default="", metavar="NAME,NAME", help="or LIBERO's suites; default: the expert's"
     )
+    made.add_argument("--renderer", metavar="NAME", help=drawn_by)
     made.add_argument("--seed", type=int, default=0, metavar="N")
     made.add_argument(
         "--processes", type=int, default=0, metavar="N", help="side by side; default: a core each"
@@ -84,7 +87,7 @@ def install(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises: SimulatorError when something does not work."""
-    found = json.loads(_in_simulator(options.name, ["--check"]))
+    found = json.loads(_in_simulator(options.name, ["--check", *_drawn(options)]))
     if options.json:
         print(json.dumps(found, indent=1))
     else:
@@ -109,6 +112,7 @@ def demonstrate(options: argparse.Namespace) -> None:
     arguments = ["--episodes", str(options.episodes), "--tasks", options.tasks, "--seed", str(options.seed)]
     if options.name == "calvin":
         arguments += ["--scenes", options.scenes]
+    arguments += _drawn(options)
     identity = fingerprint(__version__, options.name, arguments)
     pieces = options.out.with_name(f".{options.out.name}.pieces-{identity}")
     shares = max(1, min(options.processes or cores(), options.episodes))
@@ -124,6 +128,20 @@ def demonstrate(options: argparse.Namespace) -> None:
         f"Train on them: vlm4vla train {found.get('preset', options.name)} --data {found['folder']}"
         f"{found.get('settings', '')}"
     )
+
+
+def _drawn(options: argparse.Namespace) -> list[str]:
+    """The renderer for the simulator's program. Raises: RecipeError for one that it has not."""
+    from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
+    from vlm4vla.benchmarks.simulators import simulator
+    from vlm4vla.core.recipes import EvaluationRecipe
+
+    if options.renderer is None:
+        return []
+    name = simulator(options.name).benchmark
+    entry = BENCHMARKS[name]
+    make_benchmark(EvaluationRecipe(benchmark=name, **{**entry.defaults, "renderer": options.renderer}))
+    return ["--renderer", options.renderer] if "renderer" in entry.fields.values() else []
 
 
 def _make(name: str, arguments: list[str], pieces: Path, total: int, shares: int, *, quiet: bool) -> None:

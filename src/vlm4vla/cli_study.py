@@ -52,6 +52,11 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         metavar="SOURCE=FOLDER",
         help="where demonstrations lie (calvin, bridge, libero_10); kept in --out",
     )
+    made.add_argument(
+        "--renderer",
+        metavar="NAME",
+        help="of simulators that have it (CALVIN: tiny, LIBERO: osmesa); part of the study's name then",
+    )
     made.add_argument("--gpus", type=int, metavar="N", help="that share each training, one trial at a time")
     work(made, processes=2)
 
@@ -61,7 +66,7 @@ def study(options: argparse.Namespace) -> None:
     from vlm4vla.benchmarks.registry import load
     from vlm4vla.studies.mini import OWN_STUDIES
     from vlm4vla.studies.paper import STUDIES
-    from vlm4vla.studies.study import study_named
+    from vlm4vla.studies.study import study_named, with_renderer
 
     if options.list or options.name is None:
         _list(options)
@@ -81,6 +86,8 @@ def study(options: argparse.Namespace) -> None:
         print(reproduction(made), end="")
         return
     made = _with_data(made, options)
+    if options.renderer is not None:
+        made = with_renderer(made, options.renderer)
     if options.run:
         _run(made, options)
     elif options.why:

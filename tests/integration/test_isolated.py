@@ -17,8 +17,10 @@ from point_world import Seeker
 
 from vlm4vla import cli
 from vlm4vla.benchmarks.records import kept_software, read_log
-from vlm4vla.benchmarks.rollout import evaluate
+from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.core.errors import SimulatorError
+from vlm4vla.core.interfaces import Benchmark, Isolated
 from vlm4vla.core.recipes import EvaluationRecipe
 from vlm4vla.core.types import EpisodeResult
 from vlm4vla.studies.checks import Resources, check
@@ -103,6 +105,26 @@ def test_a_python_that_lacks_the_simulator_or_is_none_is_told(
         check(trial, Resources())
 
 
+def test_the_example_of_the_documents_waits_for_its_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the simulator: its episodes here, and in a Python that lacks SimplerEnv the error that says so."""
+    text = (TESTS.parent / "docs" / "adding.md").read_text()
+    example = text.partition("### A simulator that lives")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "simpler_sapien2.py").write_text(example)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    benchmark = make_benchmark(EvaluationRecipe(benchmark="simpler_sapien2:benchmark", image_size=224))
+    assert isinstance(benchmark, Benchmark) and isinstance(benchmark, Isolated)
+    specs = benchmark.episodes()
+    assert len({spec.id for spec in specs}) == 24 and {spec.max_steps_per_goal for spec in specs} == {60}
+    with pytest.raises(SimulatorError, match=r"simpler-2/bin/python: .*No such file"):
+        evaluate(RandomPredictor(benchmark.action_spec, 4), benchmark, execute=4, folder=None, progress=False)
+    monkeypatch.setattr(type(benchmark), "python", sys.executable)
+    with pytest.raises(SimulatorError, match=r"(?s)could be started.*No module named 'simpler_env'"):
+        evaluate(RandomPredictor(benchmark.action_spec, 4), benchmark, execute=4, folder=None, progress=False)
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="PyBullet has no wheel for this Python")
 def test_calvin_is_never_played_in_the_process_that_predicts(tmp_path: Path) -> None:
     """Its OpenGL takes the context of whatever else draws there, and a driver that is broken ends the process."""
@@ -111,6 +133,7 @@ def test_calvin_is_never_played_in_the_process_that_predicts(tmp_path: Path) -> 
     program = f"""
 import sys
 from vlm4vla.benchmarks.calvin import benchmark
+from vlm4vla.core.interfaces import Benchmark, Isolated
 from vlm4vla.core.recipes import EvaluationRecipe
 from vlm4vla.studies.checks import Resources
 from vlm4vla.studies.execute import run_trial
