@@ -30,10 +30,7 @@ def require_context(who: str) -> None:
 
 def instead(renderer: str) -> str:
     """How a user chooses another renderer, for the end of a message."""
-    return (
-        f"`--renderer {renderer}` (evaluate, study, simulators check, simulators demonstrate) or "
-        f"`--set evaluation.renderer={renderer}` (train)"
-    )
+    return f"`--renderer {renderer}` (evaluate, study, simulators) or `--set evaluation.renderer={renderer}` (train)"
 
 
 @functools.cache
