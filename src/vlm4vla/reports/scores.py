@@ -125,7 +125,7 @@ def score(study: Study, runs: Path) -> StudyScores:
     cells = {}
     for row in study.rows:
         for column in study.columns:
-            cell = _cell(row, column, read)
+            cell = _cell(row, column, read, study.checkpoints)
             if cell is not None:
                 cells[row.name, column.name] = cell
     pairs: list[RowPair] = []
@@ -153,7 +153,9 @@ def unit(column: Column) -> float:
     return 1.0 if column.share or column.measure == "chain" else 100.0
 
 
-def _cell(row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord]) -> Cell | None:
+def _cell(
+    row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord], checkpoints: Sequence[int]
+) -> Cell | None:
     """None where the row has neither a trial for this column nor a published number."""
     trials = {name: t for name, t in row.trials.items() if column.trial in ("", name)}
     published = row.published.get(column.name)
@@ -185,6 +187,13 @@ def _cell(row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord]) -> C
                 tries += [scores] if scores else []
                 if scores and evaluation.recipe.execute == mine[0].recipe.execute:
                     by_step[step] = unit(column) * float(np.mean(list(scores.values())))
+        for step in (s for s in checkpoints if s < trial.train.steps):
+            found = [e for at, e in record.earlier if at == step and e.recipe in trial.evaluations]
+            problems += [
+                f"step {step:,}: {p}" for e in found for p in e.problems_and_errors if _is_for(column, e)
+            ]
+            if len(found) < len(trial.evaluations):
+                problems.append(f"the checkpoint of step {step:,} has not been evaluated")
         if scored[0] and by_step:
             by_step.setdefault(trial.train.steps, unit(column) * float(np.mean(list(scored[0].values()))))
     return Cell(

@@ -52,19 +52,25 @@ def _dots(column: Column, cells: Sequence[Cell]) -> Drawing:
 
 
 def _boxes(column: Column, cells: Sequence[Cell]) -> Drawing:
-    """Paper Figure 4: the spread over checkpoints."""
+    """Paper Figure 4: the spread over checkpoints; lengths of chains over five, and the published best hollow."""
     rows = [cell for cell in cells if len(cell.by_step) > 1]
-    low, high = _range(column, [v for cell in rows for v in cell.by_step.values()])
-    drawing = _axes(column, len(rows), low, high, f"{column.name}: spread over checkpoints")
+    whole = 5.0 if column.measure == "chain" else 1.0
+    low, high = (0.0, 1.0) if whole == 5 else _range(column, [])
+    name = f"{column.name} / 5" if whole == 5 else column.name
+    drawing = _axes(column, len(rows), low, high, f"{name}: spread over checkpoints", name=name)
     for index, cell in enumerate(rows):
         y = 16 + _ROW * index + _ROW / 2
-        values = sorted(cell.by_step.values())
+        values = sorted(value / whole for value in cell.by_step.values())
         first, middle, third = (_quantile(values, share) for share in (0.25, 0.5, 0.75))
         drawing.text(4, y + 3, cell.row[:44])
         drawing.line(_x(values[0], low, high), y, _x(values[-1], low, high), y, "muted")
         left = _x(first, low, high)
         drawing.box(left, y - 5, max(_x(third, low, high) - left, 0.5), 10, "ink", fill="paper")
         drawing.line(_x(middle, low, high), y - 5, _x(middle, low, high), y + 5, "accent", width=2)
+        for value in values:
+            drawing.dot(_x(value, low, high), y, 1.5, "muted")
+        if cell.published is not None:
+            drawing.dot(_x(cell.published / whole, low, high), y, 3.5, "ink", hollow=True)
     return drawing
 
 
@@ -75,7 +81,7 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def _axes(column: Column, rows: int, low: float, high: float, title: str) -> Drawing:
+def _axes(column: Column, rows: int, low: float, high: float, title: str, *, name: str = "") -> Drawing:
     height = 16 + _ROW * rows + 30
     drawing = Drawing(_LEFT + _PLOT + 30, height, title)
     for step in range(5):
@@ -83,7 +89,7 @@ def _axes(column: Column, rows: int, low: float, high: float, title: str) -> Dra
         x = _x(value, low, high)
         drawing.line(x, 12, x, height - 26, "line")
         drawing.text(x - 8, height - 13, f"{value:g}", "muted", size=8)
-    drawing.text(_LEFT, 9, f"{column.name}{', %' if unit_name(column) else ''}", "muted", size=8)
+    drawing.text(_LEFT, 9, f"{name or column.name}{', %' if unit_name(column) else ''}", "muted", size=8)
     return drawing
 
 

@@ -123,7 +123,8 @@ def tables_of(scores: StudyScores) -> list[Table]:
     chosen = _selection_table(scores)
     pairs = _pairs_table(scores.pairs)
     published = separable(scores.study)
-    found += [table for table in (chosen, pairs, published) if table is not None and table.rows]
+    further = (_steps_table(scores), chosen, pairs, published)
+    found += [table for table in further if table is not None and table.rows]
     return [*found, *ability_tables(scores)]
 
 
@@ -165,6 +166,22 @@ def _number(estimate: Estimate, column: Column) -> str:
     if not math.isfinite(estimate.low):
         return f"{estimate.value:.{digits}f}"
     return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def _steps_table(scores: StudyScores) -> Table | None:
+    """Paper Figure 4 in numbers, where several checkpoints were evaluated."""
+    cells = [cell for cell in scores.cells.values() if len(cell.by_step) > 1]
+    steps = sorted({step for cell in cells for step in cell.by_step})
+    rows = tuple(
+        (
+            cell.row,
+            cell.column.name,
+            *(f"{cell.by_step[step]:.2f}" if step in cell.by_step else DASH for step in steps),
+        )
+        for cell in cells
+    )
+    columns = ("row", "column", *(f"step {step:,}" for step in steps))
+    return Table("Checkpoints: what each scored, executing as the score's", columns, rows)
 
 
 def _selection_table(scores: StudyScores) -> Table | None:
@@ -236,7 +253,10 @@ def _table_section(identity: str, table: Table) -> Html:
 def _figures_section(drawn: Sequence[Html]) -> Html | None:
     if not drawn:
         return None
-    note = "Filled: ours with a 95 % interval. Hollow: published. The same figures lie beside this page as SVG and PDF."
+    note = (
+        "Filled: ours with a 95 % interval. Hollow: published. Boxes: quartiles over checkpoints, each of them a small "
+        "dot. The same figures lie beside this page as SVG and PDF."
+    )
     return section("figures", "Figures", note, *(element("div", svg, class_="card scroll") for svg in drawn))
 
 
@@ -291,6 +311,7 @@ def _plain(scores: StudyScores) -> list[dict[str, object]]:
             else [round(cell.estimate.low, 6), round(cell.estimate.high, 6)],
             "episodes": cell.episodes,
             "seeds": sorted(cell.seeds),
+            "checkpoints": {step: round(value, 6) for step, value in sorted(cell.by_step.items())},
             "errors": cell.errors,
             "letters": scores.letters.get((cell.row, cell.column.name), ""),
             "problems": list(cell.problems),

@@ -28,29 +28,32 @@ def sweep(folder: Path, tries: Sequence[Try], resources: Resources) -> list[list
             trial = read_trial(folder)
             part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
             stack.enter_context(locked(folder / f".lock{part}", what=f"the trial {trial.name!r}"))
-        there = recorded(tries, resources.shard)
-        open_ = [len(names) - len(done) for names, done in there]
-        if any(open_):
-            resources = planned([each.recipe for each in tries], tries[0].checkpoint, resources)
-        display = Progress("sweep", sum(len(names) for names, _ in there), [], shown=resources.progress)
-        policies: dict[Path | None, ChunkPredictor] = {}
-        results = []
-        for index, (each, (names, done)) in enumerate(zip(tries, there, strict=True)):
-            display.part(
-                f"{each.name} ({index + 1} of {len(tries)})", len(names), rest=sum(open_[index + 1 :])
-            )
-            if not open_[index] and not any(result.error for result in done.values()):
-                results.append([done[name] for name in names])
-                continue
-            if each.checkpoint not in policies:
-                policies.clear()  # one in memory at a time
-                policies[each.checkpoint] = _policy(each, trial, resources)
-            played = run_evaluation(
-                policies[each.checkpoint], each.recipe, each.folder, resources, display=display
-            )
-            results.append(played)
-        display.finish()
-        return results
+        return play(trial, tries, resources)
+
+
+def play(trial: Trial | None, tries: Sequence[Try], resources: Resources) -> list[list[EpisodeResult]]:
+    """`sweep` within a trial's folder that this process has locked, or of a checkpoint by itself (`trial` None)."""
+    there = recorded(tries, resources.shard)
+    open_ = [len(names) - len(done) for names, done in there]
+    if any(open_):
+        resources = planned([each.recipe for each in tries], tries[0].checkpoint, resources)
+    display = Progress("sweep", sum(len(names) for names, _ in there), [], shown=resources.progress)
+    policies: dict[Path | None, ChunkPredictor] = {}
+    results = []
+    for index, (each, (names, done)) in enumerate(zip(tries, there, strict=True)):
+        display.part(f"{each.name} ({index + 1} of {len(tries)})", len(names), rest=sum(open_[index + 1 :]))
+        if not open_[index] and not any(result.error for result in done.values()):
+            results.append([done[name] for name in names])
+            continue
+        if each.checkpoint not in policies:
+            policies.clear()  # one in memory at a time
+            policies[each.checkpoint] = _policy(each, trial, resources)
+        played = run_evaluation(
+            policies[each.checkpoint], each.recipe, each.folder, resources, display=display
+        )
+        results.append(played)
+    display.finish()
+    return results
 
 
 def _policy(each: Try, trial: Trial | None, resources: Resources) -> ChunkPredictor:
