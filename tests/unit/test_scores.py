@@ -16,6 +16,7 @@ from scipy import stats
 from vlm4vla.core.recipes import EvaluationRecipe, fingerprint
 from vlm4vla.reports.published import chain_variance, separable
 from vlm4vla.reports.scores import across_seeds, compare_seeds, score
+from vlm4vla.reports.study_page import tables_of
 from vlm4vla.studies import published
 from vlm4vla.studies.paper import STUDIES
 from vlm4vla.studies.study import Column, StudyRow
@@ -105,6 +106,58 @@ def test_seeds_are_averaged_and_compared_as_pairs(tmp_path: Path) -> None:
     assert good.estimate.value == pytest.approx(np.mean(means)) and good.episodes == 540
     assert scores.pairs[0].differs
     assert {difference.name for difference in scores.differences if not difference.intended} == set()
+
+
+def test_cells_of_a_row_are_compared_where_their_trials_played_the_same(tmp_path: Path) -> None:
+    """The question of Tables 4, 5 and 7: not that of looks, of benchmarks or of one trial's measures."""
+    sizes = {"64": 0.9, "128": 0.9, "192": 0.4}
+    recipes = tuple(EvaluationRecipe(look=look, episodes_per_task=20, execute=3) for look in "AD")
+    trials = {}
+    for size, skill in sizes.items():
+        shown = tuple(replace(recipe, image_size=int(size)) for recipe in recipes)
+        trial = make_trial("tiny-qwen3-vl", evaluations=shown)
+        trials[size] = replace(trial, policy=replace(trial.policy, image_size=int(size)))
+        write_trial(tmp_path, trials[size], skill=skill)
+    other = replace(recipes[0], benchmark="tabletop-seen")
+    trials["seen"] = make_trial("tiny-qwen3-vl", evaluations=(other,))
+    write_trial(tmp_path, trials["seen"], skill=0.9)
+    columns = [Column(name=f"{name}, {look}", trial=name, look=look) for name in sizes for look in "AD"]
+    columns += [
+        Column(name="seen", trial="seen", look="A"),
+        Column(name="one", trial="64", look="A", goals=1),
+    ]
+    study = small_study(("one", trials), columns=tuple(columns))
+    scores = score(study, tmp_path)
+    found = {(pair.column.name, pair.against.name): pair for pair in scores.within}
+    assert not scores.pairs and set(found) == {
+        (f"{one}, {look}", f"{two}, {look}")
+        for look in "AD"
+        for one, two in (("64", "128"), ("64", "192"), ("128", "192"))
+    }
+    assert all(pair.comparison.paired and pair.first == pair.second == "one" for pair in found.values())
+    far, near = found["64, A", "192, A"], found["64, A", "128, A"]
+    assert far.differs and far.comparison.difference.low > 0.2 and not near.differs
+    least = min(found.values(), key=lambda pair: pair.comparison.p_value)
+    assert least.adjusted_p == pytest.approx(6 * least.comparison.p_value)  # all of the row are one family
+    (table,) = (t for t in tables_of(scores) if t.title.startswith("Columns"))
+    assert len(table.rows) == 6 and table.rows[1][:3] == ("one", "64, A", "192, A")
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"), [("table-4", 3), ("table-5", 18), ("table-7", 12), ("table-2", 0), ("table-3", 0)]
+)
+def test_the_papers_tables_are_compared_along_their_rows(name: str, pairs: int, tmp_path: Path) -> None:
+    study = STUDIES[name]("paper")
+    rows = []
+    for row in study.rows:
+        trials = {}
+        for column, trial in row.trials.items():
+            played = replace(trial.evaluations[0], episodes_per_task=4)
+            trials[column] = replace(trial, evaluations=(played,))
+            write_trial(tmp_path, trials[column], skill=0.5)
+        rows.append(replace(row, trials=trials))
+    study = replace(study, rows=tuple(rows))
+    assert len(score(study, tmp_path).within) == pairs
 
 
 def test_intervals_over_seeds_are_students_or_the_episodes() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,18 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPair:
-    """Two rows of one column."""
+    """Two rows of one column, or one row in two."""
 
     column: Column
+    """The first's."""
+    against: Column
+    """The second's: the same, or that of another trial of the row on the same episodes."""
     first: str
     second: str
     comparison: Comparison
     """First minus second; success as shares of 1."""
     adjusted_p: float
-    """Holm's, over the pairs of this column."""
+    """Holm's, over the pairs of this column, or of this row's cells."""
     needed: int | None
     """Episodes each that would separate the two rates with a power of 80 %; None for chains or equal rates."""
 
@@ -105,6 +108,9 @@ class StudyScores:
     missing: tuple[str, ...]
     """Names of the trials that have none."""
     pairs: tuple[RowPair, ...] = ()
+    """Of rows, column by column."""
+    within: tuple[RowPair, ...] = ()
+    """Of cells of a row, row by row: what its trials were given differs from column to column (Tables 4, 5, 7)."""
     letters: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """By row and column: rows of a column that share a letter are not shown to differ."""
     differences: tuple[Unfair, ...] = ()
@@ -132,14 +138,19 @@ def score(study: Study, runs: Path) -> StudyScores:
     marks: dict[tuple[str, str], str] = {}
     for column in study.columns:
         of_column = [c for c in cells.values() if c.column == column and c.episodes]
-        found = _pairs(column, of_column)
+        found = _pairs(list(itertools.combinations(of_column, 2)))
         pairs += found
         if len(of_column) > 1:
             shown = letters([c.row for c in of_column], [(p.first, p.second) for p in found if p.differs])
             marks |= {(row, column.name): text for row, text in shown.items()}
+    within: list[RowPair] = []
+    for row in study.rows:
+        of_row = [c for c in cells.values() if c.row == row.name and c.episodes]
+        within += _pairs([two for two in itertools.combinations(of_row, 2) if _comparable(row, *two)])
     return StudyScores(
         study=study,
         cells=cells,
+        within=tuple(within),
         records=tuple(read.values()),
         missing=tuple(trial.name for trial in study.trials if trial not in read),
         pairs=tuple(pairs),
@@ -308,21 +319,35 @@ def _selection(column: Column, tries: Sequence[Scores]) -> Selection | None:
     return best_of(grid)
 
 
-def _pairs(column: Column, cells: Sequence[Cell]) -> list[RowPair]:
+def _comparable(row: StudyRow, first: Cell, second: Cell) -> bool:
+    """Whether two cells of a row are scores of one kind, on the same episodes, of different trials."""
+    one, other = first.column, second.column
+    if not (one.trial and other.trial) or one.trial == other.trial:
+        return False
+    played = [
+        {(e.benchmark, e.look, e.tasks, e.seed) for e in row.trials[name].evaluations}
+        for name in (one.trial, other.trial)
+    ]
+    return replace(one, name="", trial="") == replace(other, name="", trial="") and played[0] == played[1]
+
+
+def _pairs(cells: Sequence[tuple[Cell, Cell]]) -> list[RowPair]:
+    """Of one family: their p are corrected together."""
     found = []
-    for first, second in itertools.combinations(cells, 2):
-        comparison = _compare(column, first, second)
+    for first, second in cells:
+        comparison = _compare(first.column, first, second)
         if comparison is not None:
             found.append((first, second, comparison))
     adjusted = holm([comparison.p_value for _, _, comparison in found])
     return [
         RowPair(
-            column=column,
+            column=first.column,
+            against=second.column,
             first=first.row,
             second=second.row,
             comparison=comparison,
             adjusted_p=p,
-            needed=_needed(column, first, second),
+            needed=_needed(first.column, first, second),
         )
         for (first, second, comparison), p in zip(found, adjusted, strict=True)
     ]

@@ -123,7 +123,7 @@ def tables_of(scores: StudyScores) -> list[Table]:
     chosen = _selection_table(scores)
     pairs = _pairs_table(scores.pairs)
     published = separable(scores.study)
-    further = (_steps_table(scores), chosen, pairs, published)
+    further = (_steps_table(scores), chosen, pairs, _within_table(scores.within), published)
     found += [table for table in further if table is not None and table.rows]
     return [*found, *ability_tables(scores)]
 
@@ -202,20 +202,26 @@ def _selection_table(scores: StudyScores) -> Table | None:
 
 
 def _pairs_table(pairs: Sequence[RowPair]) -> Table | None:
-    rows = tuple(
-        (
-            pair.first,
-            pair.second,
-            pair.column.name,
-            _number(_scaled(pair.comparison.difference, pair.column), pair.column),
-            tables.p_text(pair.adjusted_p),
-            "differ" if pair.differs else "not told apart",
-            DASH if pair.needed is None else f"{pair.needed:,}",
-        )
-        for pair in pairs
+    rows = tuple((pair.first, pair.second, pair.column.name, *_compared(pair)) for pair in pairs)
+    return Table("Pairs: which rows differ", ("row", "against", "column", *_COMPARED), rows)
+
+
+def _within_table(pairs: Sequence[RowPair]) -> Table | None:
+    rows = tuple((pair.first, pair.column.name, pair.against.name, *_compared(pair)) for pair in pairs)
+    title = "Columns: which cells of a row differ, on the same episodes"
+    return Table(title, ("row", "column", "against", *_COMPARED), rows)
+
+
+_COMPARED = ("difference", "corrected p", "", "n for 80 % power")
+
+
+def _compared(pair: RowPair) -> tuple[str, ...]:
+    return (
+        _number(_scaled(pair.comparison.difference, pair.column), pair.column),
+        tables.p_text(pair.adjusted_p),
+        "differ" if pair.differs else "not told apart",
+        DASH if pair.needed is None else f"{pair.needed:,}",
     )
-    columns = ("row", "against", "column", "difference", "corrected p", "", "n for 80 % power")
-    return Table("Pairs: which rows differ", columns, rows)
 
 
 def _scaled(estimate: Estimate, column: Column) -> Estimate:
@@ -230,9 +236,11 @@ def _headline(scores: StudyScores) -> str:
         return "None of its trials has been scored yet; the numbers below are the published ones."
     told = sum(pair.differs for pair in scores.pairs)
     state = "Complete" if not scores.problems else "Incomplete"
+    across = sum(pair.differs for pair in scores.within)
+    beside = f" and {across} of {len(scores.within)} pairs of a row's cells" if scores.within else ""
     return (
-        f"{state}: {done} of {possible} cells are scored. {told} of {len(scores.pairs)} pairs of rows differ at a "
-        "family-wise error of 5 %."
+        f"{state}: {done} of {possible} cells are scored. {told} of {len(scores.pairs)} pairs of rows{beside} differ "
+        "at a family-wise error of 5 %."
     )
 
 
@@ -292,7 +300,7 @@ def _method() -> Html:
     paragraphs = (
         "Rates carry Wilson's interval, chain lengths a bootstrap over episodes; over several seeds a t interval of "
         "the seeds' means. Pairs: McNemar's exact test on shared episodes (Fisher's otherwise), sign flips for chains, "
-        "a paired t test over seeds; corrected with Holm's method within a column.",
+        "a paired t test over seeds; corrected with Holm's method within a column, or within a row.",
         "Scores are those of the evaluation that the recipe names first. An episode in which the program broke is in "
         "no rate and is counted beside it.",
     )
