@@ -14,9 +14,11 @@ from run_folders import make_trial, small_study, two_rows, write_evaluation, wri
 from scipy import stats
 
 from vlm4vla.core.recipes import EvaluationRecipe, fingerprint
-from vlm4vla.reports.published import chain_variance, separable
+from vlm4vla.reports.comparisons import episodes_to_separate, power_of
+from vlm4vla.reports.published import chain_variance, separable, separated
 from vlm4vla.reports.scores import across_seeds, compare_seeds, score
 from vlm4vla.reports.study_page import tables_of
+from vlm4vla.reports.tables import DASH
 from vlm4vla.studies import published
 from vlm4vla.studies.paper import STUDIES
 from vlm4vla.studies.study import Column, StudyRow
@@ -218,7 +220,37 @@ def test_what_the_papers_own_n_separates() -> None:
     told = {row[0]: row for row in table.rows}
     assert told["cube"][2] == "0 of 66" and told["simpler"][1] == "96" and set(told) >= {"carrot", "libero"}
     assert float(told["carrot"][2].split()[0]) < 15  # few, at 24 trials
-    assert separable(STUDIES["table-4"]("paper")) is None
+    assert separable(STUDIES["table-4"]("paper")) is None and separated(STUDIES["table-4"]("paper")) is None
+    # The two best of LIBERO are far from each other's reach, those of the eggplant are equal.
+    assert told["libero"][3:] == ("thinkact against qwen3-vl-2b", "p < 0.001", "100 %", told["libero"][6])
+    assert told["eggplant"][4:] == ("p = 1.00", "0 %", DASH)
+    first, second = 0.75, 0.625
+    assert told["carrot"][3] == "paligemma-2-3b against pi0"
+    assert told["carrot"][5:] == (
+        f"{100 * power_of(first, second, 24):.0f} %",
+        str(episodes_to_separate(first, second)),
+    )
+
+
+@pytest.mark.parametrize("name", ["table-1", "table-2"])
+def test_the_pairs_that_the_papers_n_separates_are_named(name: str) -> None:
+    study = STUDIES[name]("paper")
+    counted, listed = separable(study), separated(study)
+    assert counted is not None and listed is not None
+    for number, column in enumerate(listed.columns[2:], start=2):
+        cells = {(row[0], row[1]): row[number] for row in listed.rows if row[number] != DASH}
+        (told,) = (row[2] for row in counted.rows if row[0] == column)
+        assert told.startswith(f"{len(cells)} of ")
+        for (first, second), cell in cells.items():
+            printed = {row.name: row.published[column] for row in study.rows if row.name in (first, second)}
+            difference, p = cell.split(" ", 1)
+            assert float(difference) == pytest.approx(printed[first] - printed[second], rel=1e-3)
+            assert "p < 0.001" in p or float(p.strip("(p =)")) < 0.05
+    if name == "table-2":
+        (openvla,) = (row for row in listed.rows if row[:2] == ("openvla-7b", "pi0"))
+        n, tries = 24, 66
+        p = stats.fisher_exact([[1, n - 1], [15, n - 15]]).pvalue
+        assert openvla[2] == "-58.3 (p = 0.002)" and p * tries > 0.0015 and p * (tries - 8) < 0.0025
 
 
 def test_the_variance_of_a_chain_follows_from_the_rates() -> None:

@@ -12,7 +12,7 @@ from vlm4vla.reports.ability import ability_tables
 from vlm4vla.reports.estimates import Estimate
 from vlm4vla.reports.markup import Html, element, section
 from vlm4vla.reports.page import document, listed_problems
-from vlm4vla.reports.published import separable
+from vlm4vla.reports.published import separable, separated
 from vlm4vla.reports.results import write_whole
 from vlm4vla.reports.scores import Cell, RowPair, StudyScores, score, unit
 from vlm4vla.reports.study_figures import figures_of, unit_name
@@ -122,8 +122,9 @@ def tables_of(scores: StudyScores) -> list[Table]:
     found = [main_table(scores)]
     chosen = _selection_table(scores)
     pairs = _pairs_table(scores.pairs)
-    published = separable(scores.study)
-    further = (_steps_table(scores), chosen, pairs, _within_table(scores.within), published)
+    within = _within_table(scores.within)
+    printed = (separable(scores.study), separated(scores.study))
+    further = (_steps_table(scores), chosen, pairs, within, *printed)
     found += [table for table in further if table is not None and table.rows]
     return [*found, *ability_tables(scores)]
 
