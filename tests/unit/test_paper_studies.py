@@ -20,6 +20,7 @@ from vlm4vla.studies.runs import RunStore
 from vlm4vla.studies.study import Study, seconds_left, with_checkpoints, with_data
 
 TEXT = {  # rows, columns, distinct trials at the paper's scale
+    "figure-1": (9, 12, 27),
     "table-1": (11, 6, 11),
     "table-2": (12, 6, 22),
     "figure-3": (9, 3, 27),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vlm4vla.reports.ability_figure import ability_figure
 from vlm4vla.reports.drawing import Drawing
+from vlm4vla.reports.overview import overview
 from vlm4vla.reports.scores import Cell, StudyScores
 from vlm4vla.studies.study import Column
 
@@ -17,7 +18,8 @@ _PLOT = 420.0
 
 def figures_of(scores: StudyScores) -> dict[str, Drawing]:
     """By name: a column's scores, published ones hollow; its checkpoints as boxes where there are several."""
-    found = {}
+    drawn = overview(scores)
+    found = {} if drawn is None else {"overview": drawn}
     for column in scores.study.columns:
         cells = [c for c in scores.cells.values() if c.column == column]
         if any(cell.estimate for cell in cells):

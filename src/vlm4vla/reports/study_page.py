@@ -11,6 +11,7 @@ from vlm4vla.reports import account, asked, sections, tables, videos, why
 from vlm4vla.reports.ability import ability_tables
 from vlm4vla.reports.estimates import Estimate
 from vlm4vla.reports.markup import Html, element, section
+from vlm4vla.reports.overview import overview
 from vlm4vla.reports.page import document, listed_problems
 from vlm4vla.reports.published import separable, separated
 from vlm4vla.reports.results import write_whole
@@ -48,10 +49,12 @@ def write_study_report(study: Study, runs: Path, out: Path) -> Path:
 
 
 def write_index(studies: Iterable[Study], runs: Path, out: Path) -> Path:
-    """Write `out`/index.html: every study, how far it is, and where its report is, if it has one."""
-    body = []
+    """Write `out`/index.html: every study, how far it is, and where its report is, if it has one; and Figure 1."""
+    body, drawn = [], []
     for study in studies:
         scores = score(study, runs)
+        if (figure := overview(scores)) is not None:
+            drawn.append(element("div", figure.svg(), class_="card scroll"))
         trials = len(study.trials)
         started = trials - len(scores.missing)
         unfinished = {name for name, problem in scores.problems if problem != "has not been started"}
@@ -72,7 +75,7 @@ def write_index(studies: Iterable[Study], runs: Path, out: Path) -> Path:
     head = element("header", element("p", "vlm4vla studies", class_="eyebrow"), element("h1", "Studies"))
     path = out / "index.html"
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, document("Studies", [head, element("div", table, class_="card scroll")]))
+    write_whole(path, document("Studies", [head, element("div", table, class_="card scroll"), *drawn]))
     return path
 
 

@@ -248,9 +248,16 @@ def table_2(scale: Scale = "paper") -> Study:
     return _study("table-2", "Table 2", question, [*map(_scored, _SCENES)], rows, scale)
 
 
-def figure_3(scale: Scale = "paper") -> Study:
-    """Does a VLM's general ability predict how good a policy it makes? The rows are those of tables 1 and 2."""
-    rows = [
+def figure_1(scale: Scale = "paper") -> Study:
+    """Is a VLM that is good at one task good at the others? The overview of what tables 1 and 2 tell of nine VLMs."""
+    columns = [*map(_scored, (*_TASKS, *_SCENES))]
+    question = "Is a VLM that is good at one task good at the others?"
+    return _study("figure-1", "Figure 1", question, columns, _general(scale), scale)
+
+
+def _general(scale: Scale) -> list[StudyRow]:
+    """The VLMs of tables 1 and 2 that are no experts, on all three benchmarks."""
+    return [
         StudyRow(
             name=name,
             trials=_trials(["calvin", "simpler", "libero"], name, scale),
@@ -259,9 +266,18 @@ def figure_3(scale: Scale = "paper") -> Study:
         for name, cells in published.TABLE_1.items()
         if name not in (PI0, OPENVLA)
     ]
+
+
+def figure_3(scale: Scale = "paper") -> Study:
+    """Does a VLM's general ability predict how good a policy it makes? The rows are those of tables 1 and 2."""
     question = "Does a VLM's general ability predict how good a policy it makes?"
     made = _study(
-        "figure-3", "Figure 3", question, [*map(_scored, ("calvin", "simpler", "libero"))], rows, scale
+        "figure-3",
+        "Figure 3",
+        question,
+        [*map(_scored, ("calvin", "simpler", "libero"))],
+        _general(scale),
+        scale,
     )
     return made if scale == "paper" else replace(made, asked=questions())
 
@@ -424,6 +440,7 @@ def table_10(scale: Scale = "paper") -> Study:
 
 
 STUDIES: Mapping[str, MakeStudy] = {
+    "figure-1": figure_1,
     "table-1": table_1,
     "table-2": table_2,
     "figure-3": figure_3,
