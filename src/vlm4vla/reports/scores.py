@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from vlm4vla.core.recipes import Trial, fingerprint, to_json
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import labelled
 from vlm4vla.reports import estimates
 from vlm4vla.reports.comparisons import (
     Selection,
@@ -119,9 +120,14 @@ class StudyScores:
 
 
 def score(study: Study, runs: Path) -> StudyScores:
-    """Read what the trials of a study left under `runs`. Damaged records are told in `problems`, never raised."""
+    """Read what the trials of a study left under `runs`. Damaged records are told in `problems`, never raised.
+
+    Trials on scripted demonstrations get rows of their own, which say so: theirs are no scores to compare with
+    published ones.
+    """
     folders = {trial: runs / "trials" / fingerprint(trial) for trial in study.trials}
     read = {trial: read_trial(folder) for trial, folder in folders.items() if folder.is_dir()}
+    study = _told_apart(study, read)
     cells = {}
     for row in study.rows:
         for column in study.columns:
@@ -146,6 +152,19 @@ def score(study: Study, runs: Path) -> StudyScores:
         letters=marks,
         differences=tuple(_differences(study, read, cells)),
     )
+
+
+def _told_apart(study: Study, read: Mapping[Trial, TrialRecord]) -> Study:
+    rows = []
+    for row in study.rows:
+        apart = {name: trial for name, trial in row.trials.items() if trial in read and read[trial].note}
+        others = {name: trial for name, trial in row.trials.items() if name not in apart}
+        if others or row.published or not apart:
+            rows.append(replace(row, trials=others))
+        if apart:
+            told = read[next(iter(apart.values()))].note
+            rows.append(replace(row, name=labelled(row.name, told), trials=apart, published={}))
+    return replace(study, rows=tuple(rows))
 
 
 def unit(column: Column) -> float:
