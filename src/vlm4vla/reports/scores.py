@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm4vla.benchmarks.records import REPEAT
 from vlm4vla.core.recipes import Trial, fingerprint, to_json
 from vlm4vla.core.types import EpisodeResult
 from vlm4vla.demonstrations.scripted import labelled
@@ -248,12 +249,23 @@ def _estimate(column: Column, seeds: Mapping[int, Scores], trials: Mapping[str, 
         most = scale if column.measure == "success" else math.inf
         return Estimate(scale * found.value, max(scale * found.low, 0.0), min(scale * found.high, most))
     (scores,) = seeds.values()
-    if column.measure == "chain":
+    several = estimates.repeated(_plays(scores)) if len(_plays(scores)) < len(scores) else None
+    if several is not None:
+        found = several.estimate
+    elif column.measure == "chain":
         goals = 5 if max(scores.values()) <= 5 else int(max(scores.values()))
         found = estimates.chain_length([int(value) for value in scores.values()], goals)
     else:
         found = estimates.success_rate(sum(scores.values()), len(scores))
     return None if found is None else Estimate(scale * found.value, scale * found.low, scale * found.high)
+
+
+def _plays(scores: Scores) -> dict[str, list[float]]:
+    """By episode what each play of it scored: plays of one episode are not independent."""
+    found: dict[str, list[float]] = {}
+    for play, value in scores.items():
+        found.setdefault(play.partition(REPEAT)[0], []).append(value)
+    return found
 
 
 def across_seeds(seeds: Sequence[Scores]) -> Estimate | None:
