@@ -34,6 +34,11 @@ class DemonstrationSource(Protocol):
         """Changes whenever any demonstration would."""
         ...
 
+    @property
+    def scripted(self) -> str:
+        """Who made them, where a scripted expert did; empty for others."""
+        ...
+
     def __len__(self) -> int:
         """Number of episodes."""
         ...
