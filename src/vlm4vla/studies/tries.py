@@ -12,7 +12,8 @@ from vlm4vla.benchmarks.rollout import play_id, plays_of
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe, Trial, fingerprint
 from vlm4vla.core.types import EpisodeResult
-from vlm4vla.studies.runs import read_trial
+from vlm4vla.demonstrations.scripted import told_of
+from vlm4vla.studies.runs import read_json, read_trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,14 @@ def at_steps(
 def complete(tries: Sequence[Try], shard: tuple[int, int] = (0, 1)) -> list[bool]:
     """Of each: whether every episode of it was played."""
     return [len(done) == len(names) for names, done in recorded(tries, shard)]
+
+
+def note_of(folder: Path) -> str:
+    """What is told beside scores of a trial's folder or a checkpoint: that it saw scripted demonstrations."""
+    kept, policy = folder / "provenance.json", folder / "policy.json"
+    if policy.exists():
+        return told_of(read_json(policy).get("provenance", {}))
+    return told_of(read_json(kept)) if kept.exists() else ""
 
 
 def _chosen(folder: Path, checkpoints: str, trial: Trial) -> list[int]:
