@@ -97,7 +97,7 @@ def page(
         ),
         *measured,
         ("fairness", "Fairness", _fairness(scores)),
-        ("rollouts", "Rollouts", videos.rollouts(scores.records) if scores.records else None),
+        ("rollouts", "Rollouts", videos.rollouts(scores.records, study.row_of) if scores.records else None),
         ("curves", "Learning curves", sections.curves(scores.records) if scores.records else None),
         ("time", "Time", account.costs(scores.records) if scores.records else None),
         ("recipes", "Recipes", account.recipes(scores.records) if scores.records else None),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlm4vla.core.errors import unknown_name
-from vlm4vla.core.recipes import DemonstrationRecipe, TaskRecipe, Trial
+from vlm4vla.core.recipes import DemonstrationRecipe, TaskRecipe, Trial, fingerprint
 from vlm4vla.studies.runs import RunStore, read_status
 
 State = Literal["done", "running", "failed", "missing", "needs tuning", "published only"]
@@ -81,6 +81,15 @@ class Study:
     def trials(self) -> list[Trial]:
         """Every trial once, in the rows' order."""
         return list(dict.fromkeys(trial for row in self.rows for trial in row.trials.values()))
+
+    @property
+    def row_of(self) -> dict[str, str]:
+        """The name of the row that a trial fills, the first if several, by fingerprint, in the rows' order."""
+        found: dict[str, str] = {}
+        for row in self.rows:
+            for trial in row.trials.values():
+                found.setdefault(fingerprint(trial), row.name)
+        return found
 
 
 Scale = Literal["paper", "tabletop", "mini"]
