@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm4vla.core.errors import RecipeError
 
@@ -31,7 +31,7 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         nargs="*",
         action="append",
         metavar="TASK [FOLDER] [OPTION=VALUE ...]",
-        help="ask its VLMs the study's questions, or these tasks', before they become policies, then report",
+        help="ask the VLMs that its finished trials started from: the study's questions, or these tasks'; then report",
     )
     made.add_argument(
         "--scale",
@@ -269,7 +269,10 @@ def _ask(made: Any, options: argparse.Namespace) -> None:
     named = [task_recipe(words) for words in options.ask if words]
     questions = made.asked
     if named:
-        questions = Questions(tasks=tuple(named), prompt=questions.prompt if questions else "chat")
+        prompts = {trial.tuning.prompt for trial in made.trials if trial.tuning is not None}
+        prompt: Literal["chat", "short"] = "short" if prompts == {"short"} else "chat"
+        prompt = questions.prompt if questions else prompt
+        questions = Questions(tasks=tuple(named), prompt=prompt)
     if questions is None:
         raise RecipeError(
             f"study {made.name!r}: has no questions of its own; name some: --ask TASK [FOLDER] [OPTION=VALUE ...]; "
