@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,46 @@ def test_videos_of_an_episode_play_together(tab: Tab, pages: dict[str, Path], na
         })()""")
     assert len(times) >= 2
     assert tab.complaints == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_point_tells_its_numbers(tab: Tab, pages: dict[str, Path], name: str) -> None:
+    tab.open(pages[name])
+    told = tab.run("""
+        [...document.querySelectorAll("svg:not(.swatch) circle, svg polyline, svg.stack rect")].map(shape => {
+          for (let e = shape; e; e = e.parentElement) {
+            const title = e.querySelector(":scope > title");
+            if (title) return title.textContent;
+          }
+        })""")
+    assert len(told) > 10
+    assert all(re.search(r"\d|loss", text) for text in told)
+
+
+def test_the_pointer_on_a_row_lights_it_up_wherever_it_stands(tab: Tab, pages: dict[str, Path]) -> None:
+    tab.open(pages["study"])
+    lit = """[...document.querySelectorAll(".lit")].map(e => [e.tagName, e.dataset.row]).sort()"""
+    assert tab.run(lit) == []
+    x, y = tab.run("""
+        (() => {
+          const dot = document.querySelector("#figures g[data-row=good] circle");
+          dot.scrollIntoView({block: "center", behavior: "instant"});
+          const {x, y, width, height} = dot.getBoundingClientRect();
+          return [x + width / 2, y + height / 2];
+        })()""")
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    found = tab.run(lit)
+    assert {row for _, row in found} == {"good"}
+    assert [tag for tag, _ in found] == ["TR", "TR", "TR", "g"], "published, ours, its pair, and the figure"
+    fade = """
+        getComputedStyle(document.querySelector("#figures g[data-row=bad]")).opacity"""
+    assert float(tab.run(fade)) < 0.5
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
+    assert tab.run(lit) == [] and float(tab.run(fade)) == 1
+    tab.run("""document.querySelector("#figures g[data-row=bad] circle").dispatchEvent(
+        new MouseEvent("click", {bubbles: true}))""")
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=4, y=4)
+    assert {row for _, row in tab.run(lit)} == {"bad"}, "a click keeps it"
 
 
 @pytest.mark.parametrize("name", PAGES)

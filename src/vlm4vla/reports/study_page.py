@@ -108,7 +108,7 @@ def page(
         "header",
         element("p", f"vlm4vla study · {study.name}", class_="eyebrow"),
         element("h1", f"{study.title}: {study.question}"),
-        element("p", _headline(scores), class_="lede"),
+        element("p", _headline(scores).replace(" %", "\N{NO-BREAK SPACE}%"), class_="lede"),
         element("nav", *links, aria_label="Sections"),
     )
     return document(
