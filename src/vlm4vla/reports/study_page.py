@@ -100,7 +100,7 @@ def page(
         ),
         *measured,
         ("fairness", "Fairness", _fairness(scores)),
-        ("rollouts", "Rollouts", videos.rollouts(scores.records) if scores.records else None),
+        ("rollouts", "Rollouts", videos.rollouts(scores.records, study.row_of) if scores.records else None),
         ("curves", "Learning curves", sections.curves(scores.records) if scores.records else None),
         ("time", "Time", account.costs(scores.records) if scores.records else None),
         ("recipes", "Recipes", account.recipes(scores.records) if scores.records else None),
@@ -111,7 +111,7 @@ def page(
         "header",
         element("p", f"vlm4vla study · {study.name}", class_="eyebrow"),
         element("h1", f"{study.title}: {study.question}"),
-        element("p", _headline(scores), class_="lede"),
+        element("p", _headline(scores).replace(" %", "\N{NO-BREAK SPACE}%"), class_="lede"),
         element("nav", *links, aria_label="Sections"),
     )
     return document(
