@@ -69,7 +69,7 @@ def listing(options: argparse.Namespace) -> None:
 
 def install(options: argparse.Namespace) -> None:
     """Packages and models."""
-    from vlm4vla.benchmarks.simulators import install as install_simulator
+    from vlm4vla.benchmarks.installing import install as install_simulator
 
     def say(text: str) -> None:
         if not options.quiet:
