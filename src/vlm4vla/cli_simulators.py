@@ -84,7 +84,13 @@ def install(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises: SimulatorError when something does not work."""
+    from vlm4vla.benchmarks.simulators import differences
+
     found = json.loads(_in_simulator(options.name, ["--check"]))
+    works = found.pop("works")
+    found |= {"packages": "as pinned", "models": "the published ones"}
+    found |= {other.what: f"{other.found}. {other.remedy}" for other in differences(options.name)}
+    found["works"] = works
     if options.json:
         print(json.dumps(found, indent=1))
     else:

@@ -22,6 +22,7 @@ from vlm4vla.benchmarks.simulators import (
     SIMULATORS,
     Simulator,
     constraints,
+    differences,
     interpreter,
     models_record,
     other_models,
@@ -186,10 +187,13 @@ def test_a_copy_passes_for_no_commit_and_stays_until_another_origin_is_named(
     assert (folder / "data" / "model.urdf").read_text() == "<robot mine/>"
     assert said[-2:] == [
         f"toy: models: of an unknown commit, in a copy of {copy}, not of {toy.commit[:7]}. "
-        f"`vlm4vla simulators install toy --url {toy.source}` fetches the published ones",
+        f"`--url {toy.source}` fetches the published ones",
         f"toy is installed: {folder}",
     ]
+    (difference,) = differences("toy")
+    assert difference.what == "models" and f"install toy --url {toy.source}" in difference.remedy
     install("toy", url=toy.source, say=str)
+    assert differences("toy") == []
     assert (folder / "data" / "model.urdf").read_text() == "<robot/>" and other_models("toy") == ""
     (folder / "models.json").write_text("{")
     install("toy", say=str)
@@ -261,7 +265,8 @@ def test_everything_that_packages_bring_is_at_its_pin(
     assert not any("CUDA" in line for line in said)
     (wheels / "torch-1.0+cpu-py3-none-any.whl").unlink()
     (tmp_path / "toy.txt").write_text("# exact\nbrought==2.0\ntorch==1.0\ntoy==1.0\n")
-    assert other_packages("toy", here=False) == ["brought 1.0 instead of 2.0"]
+    (difference,) = differences("toy")
+    assert difference.found == "brought 1.0 instead of 2.0" and "simulators install toy`" in difference.remedy
     install("toy", copy_from=wheels, say=said.append)
     assert other_packages("toy", here=False) == [] and "PIP_EXTRA_INDEX_URL" in " ".join(said)
     assert other_packages("toy", here=True) == ["toy missing instead of 1.0"]

@@ -57,7 +57,7 @@ def install(
     if entry.needed and not (there and (not record["commit"] or not other_models(name))):
         _models(entry, folder, copy_from, url or entry.source, say)
     if others := other_models(name):
-        say(f"{name}: models: {others}. {fetches(name)}")
+        say(f"{name}: models: {others}. `--url {entry.source}` fetches the published ones")
     if entry.prepare:
         load(entry.prepare)(folder, say)
     wanted = {"requirements": _requirements(entry), "here": here}
@@ -72,11 +72,6 @@ def install(
     _write(marker, {**wanted, "packages": frozen})
     say(f"{name} is installed: {folder}")
     return folder
-
-
-def fetches(name: str) -> str:
-    """What to do about models that are not the published ones."""
-    return f"`vlm4vla simulators install {name} --url {simulator(name).source}` fetches the published ones"
 
 
 def _requirements(entry: Simulator) -> list[str]:
@@ -110,8 +105,8 @@ def _torch(entry: Simulator, pip: list[str], say: Say) -> None:
         except SimulatorError:
             say(
                 f"{entry.name}: no index that pip knows offers torch {entry.torch}+cpu, so the default build, which "
-                "may bring some GB of CUDA libraries. To avoid that, interrupt, set PIP_EXTRA_INDEX_URL to the CPU index "
-                "that PyTorch's installation page shows, and run the command again"
+                "may bring some GB of CUDA libraries. To avoid that, interrupt, set PIP_EXTRA_INDEX_URL to the index "
+                "for CPUs that PyTorch's installation page shows, and run the command again"
             )
     _run([*pip, f"torch=={entry.torch}"], f"{entry.name}: torch")
 

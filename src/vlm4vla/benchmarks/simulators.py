@@ -217,6 +217,29 @@ def other_models(name: str) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Something of a simulator that is not as it is pinned."""
+
+    what: str
+    """`packages` or `models`."""
+    found: str
+    remedy: str
+    """A command, and what it does."""
+
+
+def differences(name: str) -> list[Difference]:
+    """Of what an evaluation would be played with here. Raises: SimulatorError when it is not installed."""
+    here, command, found = interpreter(name) is None, f"vlm4vla simulators install {name}", []
+    if others := other_packages(name, here=here):
+        brings = f"`{command}{' --here' if here else ''}` brings the pinned ones"
+        found.append(Difference(what="packages", found=", ".join(others), remedy=brings))
+    if models := other_models(name):
+        fetches = f"`{command} --url {simulator(name).source}` fetches the published ones"
+        found.append(Difference(what="models", found=models, remedy=fetches))
+    return found
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
