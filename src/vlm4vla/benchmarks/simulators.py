@@ -230,12 +230,14 @@ class Difference:
 
 def differences(name: str) -> list[Difference]:
     """Of what an evaluation would be played with here. Raises: SimulatorError when it is not installed."""
-    here, command, found = interpreter(name) is None, f"vlm4vla simulators install {name}", []
+    here, found = interpreter(name) is None, []
+    command = f"vlm4vla simulators install {name}{' --here' if here else ''}"
     if others := other_packages(name, here=here):
-        brings = f"`{command}{' --here' if here else ''}` brings the pinned ones"
+        brings = f"`{command}` brings the pinned ones"
         found.append(Difference(what="packages", found=", ".join(others), remedy=brings))
     if models := other_models(name):
-        fetches = f"`{command} --url {simulator(name).source}` fetches the published ones"
+        origin = "" if models == "missing" else f" --url {simulator(name).source}"
+        fetches = f"`{command}{origin}` fetches the published ones"
         found.append(Difference(what="models", found=models, remedy=fetches))
     return found
 
