@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ import run_folders
 from run_folders import make_trial, small_study, two_rows, write_evaluation, write_trial
 from scipy import stats
 
-from vlm4vla.core.recipes import EvaluationRecipe, fingerprint
+from vlm4vla.benchmarks.records import REPEAT
+from vlm4vla.core.recipes import EvaluationRecipe, fingerprint, to_json
 from vlm4vla.reports.published import chain_variance, separable
 from vlm4vla.reports.scores import across_seeds, compare_seeds, score
 from vlm4vla.studies import published
@@ -44,6 +45,26 @@ def test_what_is_not_there_is_missing_and_not_zero(tmp_path: Path) -> None:
     assert scores.cells["third", "look A"].estimate is None and ("printed", "look A") not in scores.cells
     assert ("tabletop tiny-kosmos-2 pretrained", "has not been started") in scores.problems
     assert len(scores.pairs) == 1
+
+
+def test_plays_of_one_episode_are_not_taken_for_several_episodes(tmp_path: Path) -> None:
+    """Ten plays that always end alike say no more than one does: the interval is that of the episodes."""
+    recipe = EvaluationRecipe(look="A", tasks=("press",), episodes_per_task=20, execute=3, repeats=10)
+    trial = make_trial("tiny-qwen3-vl", evaluations=(recipe,))
+    folder = write_trial(tmp_path, trial, skill=None)
+    where = folder / "evaluations" / fingerprint(recipe)
+    where.mkdir(parents=True)
+    run_folders.write_json(where / "evaluation.json", to_json(recipe))
+    results = [
+        run_folders.episode_result(f"A/press/{n}{REPEAT * (r > 0)}{r or ''}", "press", "one", n % 2 == 0)
+        for n in range(20)
+        for r in range(10)
+    ]
+    run_folders.write_lines(where / "episodes.jsonl", [asdict(result) for result in results])
+    cell = score(small_study(("one", {"tabletop": trial})), tmp_path).cells["one", "look A"]
+    assert cell.episodes == 200 and cell.estimate is not None and cell.estimate.value == 50
+    half = stats.t.isf(0.025, 19) * 100 * np.std([0, 1] * 10, ddof=1) / np.sqrt(20)
+    assert cell.estimate.high - 50 == pytest.approx(half) and half > 20
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from run_folders import two_rows
 
 from vlm4vla.cli import main
+from vlm4vla.core.recipes import fingerprint
+from vlm4vla.demonstrations.scripted import SCRIPTED
 from vlm4vla.reports.drawing import Drawing
 from vlm4vla.reports.scores import score
 from vlm4vla.reports.study_page import main_table, write_index, write_study_report
@@ -46,6 +49,29 @@ def test_ours_stands_beside_published(tmp_path: Path) -> None:
     assert rows["good · published"] == "50"
     assert re.fullmatch(r"\d\d\.\d \[\d\d\.\d, \d\d\.\d\] a \(n = 180\)", rows["good · ours"])
     assert rows["bad · ours"].endswith("b (n = 177, 3 broke)")
+
+
+def test_scores_on_scripted_demonstrations_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    """They say so in every table and figure, and no published number stands in their row."""
+    made = two_rows(tmp_path)
+    (trial,) = made.rows[0].trials.values()
+    kept = tmp_path / "trials" / fingerprint(trial) / "provenance.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "scripted": "by a test"}))
+    scores = score(made, tmp_path)
+    own = f"good ({SCRIPTED})"
+    assert [row.name for row in scores.study.rows] == ["good", own, "bad"]
+    assert [row[0] for row in main_table(scores).rows] == [
+        *("good · published", f"{own} · ours"),
+        *("bad · published", "bad · ours"),
+    ]
+    assert scores.cells["good", "look A"].estimate is None and scores.cells[own, "look A"].published is None
+    assert scores.cells[own, "look A"].episodes == 180 and [p.first for p in scores.pairs] == [own]
+    path = write_study_report(made, tmp_path, tmp_path / "report")
+    for name in ("index.html", "tables.md", "tables.tex", "scores.json"):
+        assert SCRIPTED in (path.parent / name).read_text(), name
+    drawn = ElementTree.parse(path.parent / "figures" / "scores-look-a.svg").getroot()
+    words = " ".join(element.text or "" for element in drawn.iter() if element.tag.endswith("text"))
+    assert own in words
 
 
 def test_the_command_reports_a_study_that_was_never_run(

@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlm4vla.benchmarks.records import REPEAT
 from vlm4vla.core.recipes import Trial, fingerprint, to_json
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import labelled
 from vlm4vla.reports import estimates
 from vlm4vla.reports.comparisons import (
     Selection,
@@ -119,9 +121,14 @@ class StudyScores:
 
 
 def score(study: Study, runs: Path) -> StudyScores:
-    """Read what the trials of a study left under `runs`. Damaged records are told in `problems`, never raised."""
+    """Read what the trials of a study left under `runs`. Damaged records are told in `problems`, never raised.
+
+    Trials on scripted demonstrations get rows of their own, which say so: theirs are no scores to compare with
+    published ones.
+    """
     folders = {trial: runs / "trials" / fingerprint(trial) for trial in study.trials}
     read = {trial: read_trial(folder) for trial, folder in folders.items() if folder.is_dir()}
+    study = _told_apart(study, read)
     cells = {}
     for row in study.rows:
         for column in study.columns:
@@ -146,6 +153,19 @@ def score(study: Study, runs: Path) -> StudyScores:
         letters=marks,
         differences=tuple(_differences(study, read, cells)),
     )
+
+
+def _told_apart(study: Study, read: Mapping[Trial, TrialRecord]) -> Study:
+    rows = []
+    for row in study.rows:
+        apart = {name: trial for name, trial in row.trials.items() if trial in read and read[trial].note}
+        others = {name: trial for name, trial in row.trials.items() if name not in apart}
+        if others or row.published or not apart:
+            rows.append(replace(row, trials=others))
+        if apart:
+            told = read[next(iter(apart.values()))].note
+            rows.append(replace(row, name=labelled(row.name, told), trials=apart, published={}))
+    return replace(study, rows=tuple(rows))
 
 
 def unit(column: Column) -> float:
@@ -229,12 +249,23 @@ def _estimate(column: Column, seeds: Mapping[int, Scores], trials: Mapping[str, 
         most = scale if column.measure == "success" else math.inf
         return Estimate(scale * found.value, max(scale * found.low, 0.0), min(scale * found.high, most))
     (scores,) = seeds.values()
-    if column.measure == "chain":
+    several = estimates.repeated(_plays(scores)) if len(_plays(scores)) < len(scores) else None
+    if several is not None:
+        found = several.estimate
+    elif column.measure == "chain":
         goals = 5 if max(scores.values()) <= 5 else int(max(scores.values()))
         found = estimates.chain_length([int(value) for value in scores.values()], goals)
     else:
         found = estimates.success_rate(sum(scores.values()), len(scores))
     return None if found is None else Estimate(scale * found.value, scale * found.low, scale * found.high)
+
+
+def _plays(scores: Scores) -> dict[str, list[float]]:
+    """By episode what each play of it scored: plays of one episode are not independent."""
+    found: dict[str, list[float]] = {}
+    for play, value in scores.items():
+        found.setdefault(play.partition(REPEAT)[0], []).append(value)
+    return found
 
 
 def across_seeds(seeds: Sequence[Scores]) -> Estimate | None:

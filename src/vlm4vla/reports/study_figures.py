@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from vlm4vla.reports.ability_figure import ability_figure
@@ -41,7 +42,7 @@ def _dots(column: Column, cells: Sequence[Cell]) -> Drawing:
     drawing = _axes(column, len(rows), low, high, f"{column.name}: score of every row with its interval")
     for index, cell in enumerate(rows):
         y = 16 + _ROW * index + _ROW / 2
-        drawing.text(4, y + 3, cell.row[:44])
+        _named(drawing, y, cell.row)
         if cell.estimate:
             left, right = max(low, cell.estimate.low), min(high, cell.estimate.high)
             drawing.line(_x(left, low, high), y, _x(right, low, high), y, "accent", width=1.5)
@@ -60,12 +61,20 @@ def _boxes(column: Column, cells: Sequence[Cell]) -> Drawing:
         y = 16 + _ROW * index + _ROW / 2
         values = sorted(cell.by_step.values())
         first, middle, third = (_quantile(values, share) for share in (0.25, 0.5, 0.75))
-        drawing.text(4, y + 3, cell.row[:44])
+        _named(drawing, y, cell.row)
         drawing.line(_x(values[0], low, high), y, _x(values[-1], low, high), y, "muted")
         left = _x(first, low, high)
         drawing.box(left, y - 5, max(_x(third, low, high) - left, 0.5), 10, "ink", fill="paper")
         drawing.line(_x(middle, low, high), y - 5, _x(middle, low, high), y + 5, "accent", width=2)
     return drawing
+
+
+def _named(drawing: Drawing, y: float, row: str) -> None:
+    """Left of a row, in two lines where it is long."""
+    first, *rest = textwrap.wrap(row, 44)
+    drawing.text(4, y - 1 if rest else y + 3, first, size=8 if rest else 9)
+    if rest:
+        drawing.text(4, y + 8, " ".join(rest), size=8)
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

@@ -19,7 +19,6 @@ from vlm4vla.backbones.registry import BACKBONES
 from vlm4vla.benchmarks.progress import Progress
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
-from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.core.actions import ActionSpec, require_same
 from vlm4vla.core.errors import BackboneError, RecipeError, RunError, VLAError, unknown_name
 from vlm4vla.core.interfaces import ChunkPredictor
@@ -36,11 +35,21 @@ from vlm4vla.core.recipes import (
 from vlm4vla.core.types import Demonstration, EpisodeResult
 from vlm4vla.demonstrations import sources
 from vlm4vla.demonstrations.packed import write_packed
+from vlm4vla.demonstrations.scripted import together
 from vlm4vla.demonstrations.sources import open_demonstrations
-from vlm4vla.studies.checks import AUTO, Resources, check, facts_of, is_trained, maker_of
+from vlm4vla.studies.checks import (
+    AUTO,
+    Resources,
+    check,
+    demonstrations_of,
+    facts_of,
+    is_trained,
+    maker_of,
+)
 from vlm4vla.studies.display import Display, TrialView, time_left
 from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, read_trial, write_json
 from vlm4vla.studies.spread import memory_of, spread
+from vlm4vla.studies.tries import note_of
 
 BATCH = 16
 """Observations per forward pass of a rollout."""
@@ -73,6 +82,11 @@ def run_trial(
             if is_trained(trial):
                 with run.phase("demonstrations"):
                     demonstrations = make_demonstrations(trial.demonstrations, store, resources)
+                    asked = [
+                        make_demonstrations(each, store, resources) for each in demonstrations_of(trial)[1:]
+                    ]
+                    seen = [open_demonstrations(folder).scripted for folder in (demonstrations, *asked)]
+                    _note_scripted(run.folder / "provenance.json", together(*seen))
                 vlm = None if trial.tuning is None else _tuned(trial.tuning, store, resources, notes)
                 with run.phase("train"):
                     _train(trial, run, demonstrations, resources, vlm)
@@ -222,13 +236,9 @@ def run_evaluation(
         != recipe
     ):
         raise RunError(f"{where / 'evaluation.json'}: was changed by hand; delete {where} to evaluate again")
-    entry = BENCHMARKS.get(recipe.benchmark)
-    python = interpreter(entry.simulator) if entry and entry.simulator else None
     resources = spread([recipe], resources) if resources.workers == AUTO else resources
     # Others step while one batch is predicted; in one process nothing happens at the same time.
     environments = 2 * BATCH if resources.workers else BATCH
-    if entry and entry.per_worker:
-        environments = entry.per_worker * max(1, resources.workers)
     play = partial(
         evaluate,
         predictor,
@@ -236,13 +246,13 @@ def run_evaluation(
         execute=recipe.execute,
         folder=where,
         environments=environments,
-        python=python,
         workers=resources.workers,
         videos=resources.videos,
         progress=resources.progress if display is None else display,
+        note=note_of(folder),
         repeats=recipe.repeats,
         shard=resources.shard,
-        memory=memory_of(recipe) if entry else 0,
+        memory=memory_of(recipe) if recipe.benchmark in BENCHMARKS else 0,
     )
     results = play()
     return play() if any(result.error for result in results) else results  # a second attempt, then they stand
@@ -295,6 +305,13 @@ def _note_training(path: Path, device: str, processes: int) -> None:
     if kept.get("training", [])[-1:] != [now]:
         kept.setdefault("training", []).append(now)
         write_json(path, kept)
+
+
+def _note_scripted(path: Path, told: str) -> None:
+    """Keep that the policy, or its VLM before, was trained on what a scripted expert did."""
+    kept = read_json(path)
+    if told and kept.get("scripted") != told:
+        write_json(path, {**kept, "scripted": told})
 
 
 def _train_in_processes(

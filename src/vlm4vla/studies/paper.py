@@ -15,7 +15,7 @@ from vlm4vla.backbones.registry import BACKBONES, tiny_member
 from vlm4vla.core.recipes import TaskRecipe, TrainRecipe, Trial, TuneRecipe
 from vlm4vla.studies import published
 from vlm4vla.studies.paper_presets import bridge, calvin, libero
-from vlm4vla.studies.presets import quickstart, suffix, tabletop
+from vlm4vla.studies.presets import quickstart, tabletop
 from vlm4vla.studies.published import SLIPS
 from vlm4vla.studies.study import Column, MakeStudy, Questions, Scale, Study, StudyRow
 
@@ -63,8 +63,7 @@ def _trial(benchmark: str, backbone: str, scale: Scale, *, after: str = "", **ch
     vlm = _PI0_BACKBONE if backbone == PI0 else backbone
     weights = changes.pop("weights", "pretrained")
     if scale == "paper":
-        trial = _PRESETS[benchmark](vlm, weights=weights)
-        trial = replace(trial, name=trial.name + suffix(head), policy=replace(trial.policy, head=head))
+        trial = _PRESETS[benchmark](vlm, weights=weights, head=head)
     else:
         tiny = tiny_member(vlm)
         if tiny is None:

@@ -18,6 +18,10 @@ from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, PolicyRe
 Variant = Literal["paper", "released"]
 Weights = Literal["pretrained", "random"]
 
+REPEATS = {"calvin": 3, "bridge": 10, "libero": 5}
+"""Plays of each episode by a head that draws noise: 3 runs of CALVIN, 240 and 250 plays of 24 and 50 episodes a task
+(Paper A.3, of pi0)."""
+
 
 def calvin(
     backbone: str = "qwen2.5-vl-3b",
@@ -152,6 +156,7 @@ def _trial(
                 execute=execute,
                 image_size={"calvin": 200, "libero": 256}.get(source, 224),
                 renderer="lavapipe" if source == "bridge" else "egl",
+                repeats=REPEATS[source] if head == "flow" else 1,
             )
             for execute in executes
         ),

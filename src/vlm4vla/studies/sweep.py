@@ -11,10 +11,11 @@ from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.core.interfaces import ChunkPredictor
 from vlm4vla.core.recipes import Trial
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import labelled
 from vlm4vla.studies.checks import Resources
 from vlm4vla.studies.execute import load_policy, planned, predictor_of, run_evaluation
 from vlm4vla.studies.runs import locked, read_trial
-from vlm4vla.studies.tries import Try, recorded
+from vlm4vla.studies.tries import Try, note_of, recorded
 
 
 def sweep(folder: Path, tries: Sequence[Try], resources: Resources) -> list[list[EpisodeResult]]:
@@ -32,12 +33,15 @@ def sweep(folder: Path, tries: Sequence[Try], resources: Resources) -> list[list
         open_ = [len(names) - len(done) for names, done in there]
         if any(open_):
             resources = planned([each.recipe for each in tries], tries[0].checkpoint, resources)
+        note = note_of(folder)
         display = Progress("sweep", sum(len(names) for names, _ in there), [], shown=resources.progress)
         policies: dict[Path | None, ChunkPredictor] = {}
         results = []
         for index, (each, (names, done)) in enumerate(zip(tries, there, strict=True)):
             display.part(
-                f"{each.name} ({index + 1} of {len(tries)})", len(names), rest=sum(open_[index + 1 :])
+                labelled(f"{each.name} ({index + 1} of {len(tries)})", note),
+                len(names),
+                rest=sum(open_[index + 1 :]),
             )
             if not open_[index] and not any(result.error for result in done.values()):
                 results.append([done[name] for name in names])

@@ -12,7 +12,8 @@ from vlm4vla.benchmarks.rollout import play_id, plays_of
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe, Trial, fingerprint
 from vlm4vla.core.types import EpisodeResult
-from vlm4vla.studies.runs import read_trial
+from vlm4vla.demonstrations.scripted import told_of
+from vlm4vla.studies.runs import read_json, read_trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,14 @@ def plan(folder: Path, recipes: Sequence[EvaluationRecipe], checkpoints: str = "
         for step, path in _chosen(folder, checkpoints, trial)
         for recipe in recipes
     ]
+
+
+def note_of(folder: Path) -> str:
+    """What is told beside scores of a trial's folder or a checkpoint: that it saw scripted demonstrations."""
+    kept, policy = folder / "provenance.json", folder / "policy.json"
+    if policy.exists():
+        return told_of(read_json(policy).get("provenance", {}))
+    return told_of(read_json(kept)) if kept.exists() else ""
 
 
 def _chosen(folder: Path, checkpoints: str, trial: Trial) -> list[tuple[int, Path]]:

@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", default="", help="separated by commas; default: all 15 of the expert")
     parser.add_argument("--episodes", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--renderer", default="egl")
+    parser.add_argument("--renderer", choices=RENDERERS, default="egl")
     add_options(parser)
     options = parser.parse_args(arguments)
     try:
@@ -219,14 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.share:
             print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
             return 0
-        note = (
-            f"scripted expert, scenes {options.scenes}, seed {options.seed}: not CALVIN's own demonstrations"
-        )
+        drawn = f"scenes {options.scenes}, seed {options.seed}, drawn with {options.renderer}"
+        note = f"scripted expert, {drawn}: not CALVIN's own demonstrations"
         count = write(made(plan, Scripted, options.pieces), options.out / "training", note=note)
     except SimulatorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({"folder": str(options.out), "demonstrations": count}))
+    settings = "" if options.renderer == "egl" else f" --set evaluation.renderer={options.renderer}"
+    print(json.dumps({"folder": str(options.out), "demonstrations": count, "settings": settings}))
     return 0
 
 
