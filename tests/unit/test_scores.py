@@ -16,6 +16,7 @@ from scipy import stats
 from vlm4vla.core.recipes import EvaluationRecipe, fingerprint
 from vlm4vla.reports.published import chain_variance, separable
 from vlm4vla.reports.scores import across_seeds, compare_seeds, score
+from vlm4vla.reports.study_page import write_study_report
 from vlm4vla.studies import published
 from vlm4vla.studies.paper import STUDIES
 from vlm4vla.studies.study import Column, StudyRow
@@ -147,6 +148,53 @@ def test_every_unintended_difference_is_told(tmp_path: Path) -> None:
     assert not found["train.learning_rate"].intended
     assert found["train.learning_rate"].values == {"a": 1e-3, "b": 3e-4}
     assert set(found) == {"policy.backbone", "train.learning_rate"}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_row_that_was_tried_oftener_is_told(seeds: int, tmp_path: Path) -> None:
+    """The paper's best of up to 40 checkpoints times 3 ways to execute, against a single one."""
+    rows = []
+    for name, backbone in (("one try", "tiny-qwen3-vl"), ("two tries", "tiny-paligemma-2")):
+        trials = {}
+        for seed in range(seeds):
+            trial = make_trial(backbone, train=replace(run_folders.TRAIN, seed=seed))
+            folder = write_trial(tmp_path, trial, skill=0.5)
+            other = EvaluationRecipe(look="D", episodes_per_task=20, execute=3)
+            write_evaluation(folder, other, skill=0.5)  # another question, no other try
+            if name == "two tries":
+                write_evaluation(folder, replace(trial.evaluations[0], execute=1), skill=0.7)
+            trials[f"seed {seed}" if seeds > 1 else "tabletop"] = trial
+        rows.append((name, trials))
+    columns = (Column(name="look A", look="A", trial="" if seeds > 1 else "tabletop"),)
+    made = small_study(*rows, columns=columns)
+    (found,) = [d for d in score(made, tmp_path).differences if not d.intended]
+    assert found.name == "run: tries for look A"
+    labels = [f"{name}, seed {n}" if seeds > 1 else name for name, _ in rows for n in range(seeds)]
+    assert found.values == dict(zip(labels, [1] * seeds + [2] * seeds, strict=True))
+    folder = write_study_report(made, tmp_path, tmp_path / "report").parent
+    for name in ("tables.md", "tables.tex", "index.html"):
+        text = (folder / name).read_text()
+        assert "run: tries for look A" in text and f"2: {labels[-seeds]}" in text, name
+    exported = json.loads((folder / "scores.json").read_text())
+    assert [cell["tries"] for cell in exported["cells"]] == [dict.fromkeys(rows[0][1], n) for n in (1, 2)]
+    assert [(d["field"], d["intended"]) for d in exported["fairness"]] == [
+        ("policy.backbone", True),
+        *([("train.seed", True)] if seeds > 1 else []),
+        ("run: tries for look A", False),
+    ]
+
+
+def test_the_share_of_new_parameters_is_compared(tmp_path: Path) -> None:
+    rows = []
+    for backbone, share in (("tiny-qwen3-vl", 0.00175), ("tiny-paligemma-2", 0.0031)):
+        trial = make_trial(backbone)
+        folder = write_trial(tmp_path, trial, skill=0.5) / "checkpoints" / "step-003000"
+        folder.mkdir(parents=True)
+        (folder / "policy.json").write_text(json.dumps({"new_parameter_share": share}))
+        rows.append((backbone, {"tabletop": trial}))
+    (found,) = [d for d in score(small_study(*rows), tmp_path).differences if not d.intended]
+    assert found.name == "run: share of new parameters"
+    assert list(found.values.values()) == ["0.175 %", "0.31 %"]
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -85,6 +85,8 @@ class TrialRecord:
     evaluations: tuple[EvaluationRecord, ...] = ()
     earlier: tuple[tuple[int, EvaluationRecord], ...] = ()
     """Evaluations of checkpoints by themselves, with their step."""
+    new_share: float | None = None
+    """Parameters that were added to the VLM, over its own; None where no checkpoint tells."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -174,6 +176,7 @@ def read_trial(folder: Path) -> TrialRecord:
         metrics=_read_metrics(folder / "metrics.jsonl", problems) if expects_training else (),
         evaluations=_read_evaluations(folder / "evaluations", trial, problems),
         earlier=_read_earlier(folder / "checkpoints", problems),
+        new_share=_read_new_share(folder / "checkpoints", problems),
         problems=tuple(problems),
     )
 
@@ -214,6 +217,14 @@ def _read_earlier(folder: Path, problems: list[str]) -> tuple[tuple[int, Evaluat
             record = _read_evaluation(path.parent, problems, expected)
             found += [] if record is None else [(int(step), record)]
     return tuple(found)
+
+
+def _read_new_share(folder: Path, problems: list[str]) -> float | None:
+    for path in sorted(folder.glob("step-*/policy.json"), reverse=True)[:1]:
+        share = (_read_object(path, problems) or {}).get("new_parameter_share")
+        if isinstance(share, float):  # policies of older versions do not tell
+            return share
+    return None
 
 
 def _read_evaluation(
