@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from run_folders import make_trial, small_study, write_json, write_trial
 
-from vlm4vla.benchmarks.records import EpisodeLog, Origin, read_log
+from vlm4vla.benchmarks.records import EpisodeLog, Origin, keep_software, misfits, read_log
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark, outline
 from vlm4vla.cli import main
-from vlm4vla.core.errors import RunError
+from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe, TaskRecipe, TuneRecipe, fingerprint, to_json
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.reports.episodes import write_episodes
 from vlm4vla.reports.records import collect, read_trial
 from vlm4vla.reports.scores import score
 
@@ -255,6 +257,35 @@ def test_the_command_names_what_was_changed(folder: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "Incomplete" in printed and "A/lift/10000/0099" in printed
     assert "not of this benchmark" in (folder.parents[1] / "report.html").read_text()
+
+
+def test_joined_records_tell_whose_each_is(folder: Path, tmp_path: Path) -> None:
+    """Two evaluations of the same episodes: as they lie, and as one table."""
+    step = folder / "checkpoints" / "step-001000" / "evaluations" / fingerprint(RECIPE)
+    step.mkdir(parents=True)
+    write_json(step / "evaluation.json", to_json(RECIPE))
+    origin = Origin(trial=folder.name, checkpoint=1000, evaluation=fingerprint(RECIPE), execute=3)
+    played = replace(read_log(log_of(folder))[0][0], software=keep_software(step, {"mujoco": "4.0"}))
+    with EpisodeLog(step, NAMES, origin=origin) as log:
+        log.add(played)
+    raw = log_of(folder).read_text() + (step / "episodes.jsonl").read_text()
+    lines = [json.loads(line) for line in raw.splitlines()]
+    assert misfits(lines) == []
+    told = [(n["trial"], n["checkpoint"], n["evaluation"], n["execute"], n["episode"]) for n in lines]
+    assert len(set(told)) == 9 and len({n["episode"] for n in lines}) == 8
+
+    for name in ("all.jsonl", "all.parquet"):
+        assert main(["report", str(folder.parents[1]), "--episodes", str(tmp_path / name)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert pq.read_table(tmp_path / "all.parquet").to_pylist() == rows
+    keys = ("trial", "checkpoint", "evaluation", "execute", "episode")
+    assert sorted(tuple(row[key] for key in keys) for row in rows) == sorted(told)
+    (early,) = [row for row in rows if row["checkpoint"] == 1000]
+    assert (early["goals_completed"], early["error"], early["commit"]) == (0, None, "1f8c327d0a9b")
+    assert json.loads(early["versions"])["played with"] == {"mujoco": "4.0"}
+    assert json.loads(early["versions"])["torch"] == "2.13.0+cpu"
+    with pytest.raises(RecipeError, match=r"ends in \.jsonl or \.parquet"):
+        write_episodes([], tmp_path, tmp_path / "all.csv")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
