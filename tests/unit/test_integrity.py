@@ -201,6 +201,11 @@ def test_an_older_versions_folder_is_no_tampering(tmp_path: Path) -> None:
     assert told(folder) == []
     (record,) = collect(tmp_path)
     assert len(record.evaluations[0].episodes) == 8
+    folder.rename(made)  # so that studies of this version find it
+    log_of(made).parent.rename(log_of(made).parents[1] / fingerprint(RECIPE))
+    assert told(made) == []
+    write_json(made / "trial.json", {**older, "name": "another"})
+    assert any("trial.json: is not what its folder is named by" in problem for problem in told(made))
 
 
 def test_logs_that_are_put_together_are_whole(folder: Path) -> None:

@@ -23,10 +23,11 @@ _NAMED = 9
 """Sentences about tasks, at most; more of them become one."""
 
 
-def misnamed(path: Path, data: Mapping[str, Any]) -> Iterator[str]:
-    """A recipe's folder has its fingerprint as a name, that of the fields which the version had that wrote it."""
+def misnamed(path: Path, data: Mapping[str, Any], recipe: Any = None) -> Iterator[str]:
+    """A recipe's folder has its fingerprint as a name: with the fields of the version that wrote it (`data`), or all
+    that there are now (`recipe`; None: not readable)."""
     name, found = path.parent.name, fingerprint(data)
-    if name != found:
+    if name not in (found, fingerprint(recipe)):
         yield (
             f"{path.name}: is not what its folder is named by (the folder is {name}, the recipe {found}): it was "
             "changed afterwards, the folder was renamed, or another version wrote it otherwise; restore it from a copy"

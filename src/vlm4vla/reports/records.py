@@ -144,11 +144,11 @@ def read_trial(folder: Path) -> TrialRecord:
     trial = None
     data = _read_object(folder / "trial.json", problems)
     if data is not None:
-        problems.extend(misnamed(folder / "trial.json", data))
         try:
             trial = from_json(Trial, data, where="trial.json")
         except RecipeError as error:
             problems.append(str(error))
+        problems.extend(misnamed(folder / "trial.json", data, trial))
     if trial is not None and trial.tuning is not None and data is not None:
         path = folder.parents[1] / "tunings" / fingerprint(data["tuning"]) / "tuning.json"
         tuning = _read_object(path, problems) if path.exists() else None
@@ -241,7 +241,7 @@ def _read_evaluation(
     if data is None or recipe is None:
         trial_problems.extend(f"evaluation {folder.name} is not shown: {problem}" for problem in problems)
         return None
-    renamed = list(misnamed(folder / "evaluation.json", data))
+    renamed = list(misnamed(folder / "evaluation.json", data, recipe))
     problems.extend(renamed)
     results = []
     for path in logs(folder) or [folder / "episodes.jsonl"]:
