@@ -21,6 +21,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """`add` makes a command as the rest of the command line does."""
     made = add("simulators", listing, "Simulators beside Tabletop: install, check, make demonstrations.")
     inner = made.add_subparsers(metavar="")
+    drawn_by = "what draws: CALVIN has egl and tiny, LIBERO egl and osmesa; default egl"
     made = add("install", install, "Into an environment of its own, with exact versions.", into=inner)
     made.add_argument("name", metavar="NAME", help="calvin, libero or simpler")
     made.add_argument(
@@ -30,6 +31,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument("--here", action="store_true", help="packages into this Python, not one of its own")
     made = add("check", check, "Build, draw and solve something: does it work here?", into=inner)
     made.add_argument("name", metavar="NAME", help="calvin, libero or simpler")
+    made.add_argument("--renderer", metavar="NAME", help=drawn_by)
     made = add(
         "demonstrate", demonstrate, "Scripted demonstrations in the benchmark's own format.", into=inner
     )
@@ -40,6 +42,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument(
         "--tasks", default="", metavar="NAME,NAME", help="or LIBERO's suites; default: the expert's"
     )
+    made.add_argument("--renderer", metavar="NAME", help=drawn_by)
     made.add_argument("--seed", type=int, default=0, metavar="N")
     made.add_argument(
         "--processes", type=int, default=0, metavar="N", help="side by side; default: a core each"
@@ -51,6 +54,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--episodes", type=int, default=25, metavar="N", help="up to 8 pictures each; default 25"
     )
     made.add_argument("--tasks", default="", metavar="NAME,NAME", help="or suites; default: the expert's")
+    made.add_argument("--renderer", metavar="NAME", help=drawn_by)
     made.add_argument("--seed", type=int, default=0, metavar="N")
     made.add_argument(
         "--processes", type=int, default=0, metavar="N", help="side by side; default: a core each"
@@ -81,7 +85,7 @@ def listing(options: argparse.Namespace) -> None:
 
 def install(options: argparse.Namespace) -> None:
     """Packages and models."""
-    from vlm4vla.benchmarks.simulators import install as install_simulator
+    from vlm4vla.benchmarks.installing import install as install_simulator
 
     def say(text: str) -> None:
         if not options.quiet:
@@ -96,7 +100,13 @@ def install(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises: SimulatorError when something does not work."""
-    found = json.loads(_in_simulator(options.name, [*_program(options.name), "--check"]))
+    from vlm4vla.benchmarks.simulators import differences
+
+    found = json.loads(_in_simulator(options.name, [*_program(options.name), "--check", *_drawn(options)]))
+    works = found.pop("works")
+    found |= {"packages": "as pinned", "models": "the published ones"}
+    found |= {other.what: f"{other.found}. {other.remedy}" for other in differences(options.name)}
+    found["works"] = works
     if options.json:
         print(json.dumps(found, indent=1))
     else:
@@ -119,6 +129,20 @@ def demonstrate(options: argparse.Namespace) -> None:
         f"Train on them: vlm4vla train {found.get('preset', options.name)} --data {found['folder']}"
         f"{found.get('settings', '')}"
     )
+
+
+def _drawn(options: argparse.Namespace) -> list[str]:
+    """The renderer for the simulator's program. Raises: RecipeError for one that it has not."""
+    from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
+    from vlm4vla.benchmarks.simulators import simulator
+    from vlm4vla.core.recipes import EvaluationRecipe
+
+    if options.renderer is None:
+        return []
+    name = simulator(options.name).benchmark
+    entry = BENCHMARKS[name]
+    make_benchmark(EvaluationRecipe(benchmark=name, **{**entry.defaults, "renderer": options.renderer}))
+    return ["--renderer", options.renderer] if "renderer" in entry.fields.values() else []
 
 
 def pictures(options: argparse.Namespace) -> None:
@@ -156,6 +180,7 @@ def _made(
     arguments = [
         *("--episodes", str(options.episodes), "--tasks", options.tasks, "--seed", str(options.seed)),
         *arguments,
+        *_drawn(options),
     ]
     identity = fingerprint(__version__, module, options.name, arguments)
     pieces = options.out.with_name(f".{options.out.name}.pieces-{identity}")

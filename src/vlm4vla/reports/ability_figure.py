@@ -31,7 +31,7 @@ def ability_figure(scores: StudyScores) -> Drawing | None:
         left = GAP / 2 + place * (SIDE + GAP)
         found = correlated(numbers, outcomes[column])
         assert found is not None, "nine VLMs"
-        title = f"{column}: r = {found.r.value:.2f} (published {printed:.2f})"
+        title = f"{column}: r = {found.r.value:.2f}, R² = {found.r_squared:.2f} (published r {printed:.2f})"
         axis = "mean of reported scores, % (hollow: specialised VLMs)"
         panel(drawing, left, title, axis, numbers, outcomes[column], filled=held.general)
     return drawing

@@ -242,13 +242,14 @@ def _success_table(name: str, runs: Sequence[Found]) -> Table:
             measure,
             how,
             f"{r.r.value:+.2f} [{r.r.low:+.2f}, {r.r.high:+.2f}]",
+            f"{r.r_squared:.2f}",
             p_text(p),
             str(r.models),
             f"{min(r.without_one):+.2f} to {max(r.without_one):+.2f}",
         )
         for (measure, how, r), p in zip(told, holm([r.p_value for _, _, r in told]), strict=True)
     )
-    columns = ("measure", "over", "r with success", "corrected p", "n", "without any one run")
+    columns = ("measure", "over", "r with success", "R²", "corrected p", "n", "without any one run")
     return Table(f"Why: {name}, what goes with success over runs", columns, rows)
 
 

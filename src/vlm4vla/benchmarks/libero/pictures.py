@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm4vla.benchmarks.libero.benchmark import RENDERERS
 from vlm4vla.benchmarks.libero.demonstrate import chosen
 from vlm4vla.benchmarks.libero.expert import actions
 from vlm4vla.benchmarks.libero.suites import suite_of
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=25, help=f"{PICTURES} pictures of each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
-    parser.add_argument("--renderer", default="egl")
+    parser.add_argument("--renderer", choices=RENDERERS, default="egl")
     add_options(parser)
     options = parser.parse_args(arguments)
     try:
