@@ -332,7 +332,9 @@ def build_parser() -> argparse.ArgumentParser:
                 "--processes", type=positive, default=processes, help=f"at work (default {processes})"
             )
         made.add_argument(
-            "--workers", type=workers, help="processes that step environments, or auto; 0: none beside"
+            "--workers",
+            type=workers,
+            help="processes that step environments, or auto; 0: none beside, but one for simulators",
         )
         made.add_argument("--videos", type=not_negative, default=videos, help=f"per task (default {videos})")
         made.add_argument("--device", help="auto, cpu or cuda (default auto)")

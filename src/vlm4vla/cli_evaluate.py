@@ -46,6 +46,12 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     made.add_argument("--episodes", type=not_negative, metavar="N", help="per task")
     made.add_argument("--seed", type=not_negative, metavar="N")
     made.add_argument(
+        "--renderer", metavar="NAME", help="what draws: CALVIN has egl and tiny, LIBERO egl and osmesa"
+    )
+    made.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change any field of the evaluation"
+    )
+    made.add_argument(
         "--repeats", type=positive, metavar="N", help="plays of each episode, for heads that draw noise"
     )
     made.add_argument(
@@ -135,6 +141,10 @@ def _evaluate_outside(options: argparse.Namespace, modes: Sequence[int]) -> None
     resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]])}
     recipe = chosen_evaluation(options, ())
+    if recipe.shows:
+        raise RecipeError(
+            "--set shows: a policy from outside says itself what it is shown (its attribute `needs`, or --wire)"
+        )
     for mode in modes or (recipe.execute,):
         way = dataclasses.replace(recipe, execute=mode)
         evaluate_outside(policy, way, RunStore(options.out), resources, notes=notes)

@@ -41,7 +41,7 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
     if shutil.which("apt-get") is None:
         say("OpenGL: this machine has no EGL; install Mesa's EGL or OSMesa with its own package manager")
         return
-    say(f"OpenGL: no EGL here, so {_PACKAGE} into {target}, for evaluation.renderer=osmesa")
+    say(f"OpenGL: no EGL here, so {_PACKAGE} into {target}, for `--renderer osmesa`")
     partial = folder / f".{_FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:

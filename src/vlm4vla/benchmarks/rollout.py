@@ -57,8 +57,9 @@ def evaluate(
     count as known.
 
     `execute` actions of every chunk are carried out; a completed goal drops the rest. `environments` episodes are
-    under way at once (twice the predictor's batch size keeps everyone busiest) in `workers` processes of the
-    interpreter `python`, or in this process with 0. Neither changes a result. `folder` receives episodes.jsonl and
+    under way at once (twice the predictor's batch size keeps everyone busiest) in `workers` processes, or in this
+    process with 0; never there where the benchmark is `Isolated` or a `python`, the interpreter of the processes, is
+    named, by default the benchmark's own. Neither changes a result. `folder` receives episodes.jsonl and
     videos of the first `videos` episodes of each task; calling again with it continues an interrupted evaluation
     and plays episodes that ended in an error once more. `note` is what progress says of the policy.
 

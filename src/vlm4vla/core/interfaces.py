@@ -134,6 +134,16 @@ class Benchmark(Protocol):
 
 
 @runtime_checkable
+class Isolated(Protocol):
+    """A benchmark whose environments are played in processes of their own only, one in each, and by which Python."""
+
+    @property
+    def python(self) -> str | None:
+        """The interpreter that has its simulator; None: the one that asks. Raises: SimulatorError when none has."""
+        ...
+
+
+@runtime_checkable
 class Versioned(Protocol):
     """A benchmark that says which packages decide what its episodes look like; they are recorded with each result."""
 

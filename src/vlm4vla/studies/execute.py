@@ -19,7 +19,6 @@ from vlm4vla.backbones.registry import BACKBONES
 from vlm4vla.benchmarks.progress import Progress
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
-from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.core.actions import ActionSpec, require_same
 from vlm4vla.core.errors import BackboneError, RecipeError, RunError, VLAError, unknown_name
 from vlm4vla.core.interfaces import ChunkPredictor
@@ -237,13 +236,9 @@ def run_evaluation(
         != recipe
     ):
         raise RunError(f"{where / 'evaluation.json'}: was changed by hand; delete {where} to evaluate again")
-    entry = BENCHMARKS.get(recipe.benchmark)
-    python = interpreter(entry.simulator) if entry and entry.simulator else None
     resources = spread([recipe], resources) if resources.workers == AUTO else resources
     # Others step while one batch is predicted; in one process nothing happens at the same time.
     environments = 2 * BATCH if resources.workers else BATCH
-    if entry and entry.per_worker:
-        environments = entry.per_worker * max(1, resources.workers)
     play = partial(
         evaluate,
         predictor,
@@ -251,14 +246,13 @@ def run_evaluation(
         execute=recipe.execute,
         folder=where,
         environments=environments,
-        python=python,
         workers=resources.workers,
         videos=resources.videos,
         progress=resources.progress if display is None else display,
         note=note_of(folder),
         repeats=recipe.repeats,
         shard=resources.shard,
-        memory=memory_of(recipe) if entry else 0,
+        memory=memory_of(recipe) if recipe.benchmark in BENCHMARKS else 0,
     )
     results = play()
     return play() if any(result.error for result in results) else results  # a second attempt, then they stand

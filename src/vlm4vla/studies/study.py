@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from vlm4vla.core.errors import unknown_name
-from vlm4vla.core.recipes import DemonstrationRecipe, TaskRecipe, Trial
+from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
+from vlm4vla.core.errors import RecipeError, unknown_name
+from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, TaskRecipe, Trial
 from vlm4vla.studies.runs import RunStore, read_status
 
 State = Literal["done", "running", "failed", "missing", "needs tuning", "published only"]
@@ -169,6 +171,48 @@ def with_data(study: Study, folders: Mapping[str, str]) -> Study:
         replace(row, trials={name: moved(trial) for name, trial in row.trials.items()}) for row in study.rows
     )
     return replace(study, rows=rows)
+
+
+def with_renderer(study: Study, renderer: str) -> Study:
+    """The study with those simulators that have this renderer drawn with it; its name and its notes say so.
+
+    Raises: RecipeError when none has it.
+    """
+    problems = [f"study {study.name!r} plays no simulator whose renderer can be chosen"]
+
+    @cache
+    def drawn(recipe: EvaluationRecipe) -> EvaluationRecipe | None:
+        entry = BENCHMARKS.get(recipe.benchmark)
+        if entry is None or entry.simulator is None:
+            return None
+        try:
+            make_benchmark(replace(recipe, renderer=renderer))
+        except RecipeError as error:
+            problems.append(str(error))
+            return None
+        return replace(recipe, renderer=renderer)
+
+    if not any(drawn(recipe) for trial in study.trials for recipe in trial.evaluations):
+        raise RecipeError(problems[-1])
+    rows = tuple(
+        replace(
+            row,
+            trials={
+                name: replace(
+                    trial, evaluations=tuple(drawn(recipe) or recipe for recipe in trial.evaluations)
+                )
+                for name, trial in row.trials.items()
+            },
+        )
+        for row in study.rows
+    )
+    if rows == study.rows:
+        return study
+    notes = (
+        *study.notes,
+        f"drawn with {renderer} where a simulator has it: pictures are others than those of {study.name}",
+    )
+    return replace(study, name=f"{study.name}-{renderer}", rows=rows, notes=notes)
 
 
 def seconds_left(study: Study, store: RunStore) -> float | None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from vlm4vla.benchmarks.calvin.benchmark import CalvinEnvironment
+from vlm4vla.benchmarks.calvin.benchmark import RENDERERS, CalvinEnvironment
 from vlm4vla.benchmarks.calvin.expert import PLANS, actions, fresh_state, possible
 from vlm4vla.benchmarks.calvin.sequences import instructions
 from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
@@ -166,13 +166,13 @@ def write(demonstrations: Iterator[Scripted], folder: Path, *, note: str) -> int
     return len(spans)
 
 
-def check() -> dict[str, Any]:
+def check(renderer: str = "egl") -> dict[str, Any]:
     """Build, draw and solve a task in every scene: what `vlm4vla simulators check` tells."""
     import pybullet
 
     found: dict[str, Any] = {"pybullet": pybullet.getAPIVersion(), "numpy": np.__version__, "scenes": {}}
     for scene in "ABCD":
-        environment = CalvinEnvironment(scene)
+        environment = CalvinEnvironment(scene, renderer)
         robot, desk = fresh_state(environment.world, np.random.default_rng(0))
         desk[5] = 0
         goal = Goal(task="turn_on_led", instruction=instructions()["turn_on_led"])
@@ -194,12 +194,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", default="", help="separated by commas; default: all 15 of the expert")
     parser.add_argument("--episodes", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--renderer", default="egl")
+    parser.add_argument("--renderer", choices=RENDERERS, default="egl")
     add_options(parser)
     options = parser.parse_args(arguments)
     try:
         if options.check:
-            print(json.dumps(check()))
+            print(json.dumps(check(options.renderer)))
             return 0
         if options.out is None:
             parser.error("a folder to write is needed")
@@ -208,14 +208,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.share:
             print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
             return 0
-        note = (
-            f"scripted expert, scenes {options.scenes}, seed {options.seed}: not CALVIN's own demonstrations"
-        )
+        drawn = f"scenes {options.scenes}, seed {options.seed}, drawn with {options.renderer}"
+        note = f"scripted expert, {drawn}: not CALVIN's own demonstrations"
         count = write(made(plan, Scripted, options.pieces), options.out / "training", note=note)
     except SimulatorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({"folder": str(options.out), "demonstrations": count}))
+    settings = "" if options.renderer == "egl" else f" --set evaluation.renderer={options.renderer}"
+    print(json.dumps({"folder": str(options.out), "demonstrations": count, "settings": settings}))
     return 0
 
 
