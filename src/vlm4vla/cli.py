@@ -326,7 +326,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--quiet", action="store_true", help="no progress")
         return made
 
-    def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 0) -> None:
+    def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 2) -> None:
         if processes is not None:
             made.add_argument(
                 "--processes", type=positive, default=processes, help=f"at work (default {processes})"
@@ -351,7 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
     made.add_argument("--backbone", action="append", metavar="NAME|FOLDER", help="may be repeated")
     size(made)
-    work(made, processes=2, videos=2)
+    work(made, processes=2)
 
     made = add("models", models, "Backbones that have a name.")
     inner = made.add_subparsers(metavar="")

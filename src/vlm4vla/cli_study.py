@@ -158,10 +158,11 @@ def _plan(made: Any, options: argparse.Namespace) -> None:
     from vlm4vla.reports.tables import DASH, Table
     from vlm4vla.studies.display import clock
     from vlm4vla.studies.runs import RunStore
-    from vlm4vla.studies.study import counts, seconds_left, state_of
+    from vlm4vla.studies.study import counts, seconds_left, state_of, tries_played
 
     store = RunStore(options.out)
     states = counts(made, store)
+    played, tries = tries_played(made, store)
     if options.json:
         rows = [
             {
@@ -181,6 +182,8 @@ def _plan(made: Any, options: argparse.Namespace) -> None:
             "question": made.question,
             "columns": made.column_names,
         }
+        if made.checkpoints:
+            plan["checkpoints"] = {"steps": made.checkpoints, "evaluations": tries, "played": played}
         print(json.dumps({**plan, "rows": rows, "states": states, "notes": made.notes}, indent=1))
         return
     cells = tuple(
@@ -197,6 +200,8 @@ def _plan(made: Any, options: argparse.Namespace) -> None:
     left = seconds_left(made, store)
     told = ", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to train"
     print(f"\nTrials: {told}. Runs: {store.root}")
+    if made.checkpoints:
+        print(f"Checkpoints: {played} of {tries} evaluations played.")
     if left:
         print(f"Time left, one trial after the other, as fast as those that are done: {clock(left)}")
     if options.gpus:
@@ -244,6 +249,7 @@ def _run(made: Any, options: argparse.Namespace) -> None:
         progress=not options.quiet,
         demonstration_processes=options.processes,
         train_processes=options.gpus or 1,
+        checkpoints=made.checkpoints,
         **given(options, "workers", "videos", "device"),
     )
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]]), "study": made.name}

@@ -65,15 +65,18 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPair:
-    """Two rows of one column."""
+    """Two rows of one column, or one row in two."""
 
     column: Column
+    """The first's."""
+    against: Column
+    """The second's: the same, or that of another trial of the row on the same episodes."""
     first: str
     second: str
     comparison: Comparison
     """First minus second; success as shares of 1."""
     adjusted_p: float
-    """Holm's, over the pairs of this column."""
+    """Holm's, over the pairs of this column, or of this row's cells."""
     needed: int | None
     """Episodes each that would separate the two rates with a power of 80 %; None for chains or equal rates."""
 
@@ -107,6 +110,9 @@ class StudyScores:
     missing: tuple[str, ...]
     """Names of the trials that have none."""
     pairs: tuple[RowPair, ...] = ()
+    """Of rows, column by column."""
+    within: tuple[RowPair, ...] = ()
+    """Of cells of a row, row by row: what its trials were given differs from column to column (Tables 4, 5, 7)."""
     letters: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """By row and column: rows of a column that share a letter are not shown to differ."""
     differences: tuple[Unfair, ...] = ()
@@ -132,21 +138,26 @@ def score(study: Study, runs: Path) -> StudyScores:
     cells = {}
     for row in study.rows:
         for column in study.columns:
-            cell = _cell(row, column, read)
+            cell = _cell(row, column, read, study.checkpoints)
             if cell is not None:
                 cells[row.name, column.name] = cell
     pairs: list[RowPair] = []
     marks: dict[tuple[str, str], str] = {}
     for column in study.columns:
         of_column = [c for c in cells.values() if c.column == column and c.episodes]
-        found = _pairs(column, of_column)
+        found = _pairs(list(itertools.combinations(of_column, 2)))
         pairs += found
         if len(of_column) > 1:
             shown = letters([c.row for c in of_column], [(p.first, p.second) for p in found if p.differs])
             marks |= {(row, column.name): text for row, text in shown.items()}
+    within: list[RowPair] = []
+    for row in study.rows:
+        of_row = [c for c in cells.values() if c.row == row.name and c.episodes]
+        within += _pairs([two for two in itertools.combinations(of_row, 2) if _comparable(row, *two)])
     return StudyScores(
         study=study,
         cells=cells,
+        within=tuple(within),
         records=tuple(read.values()),
         missing=tuple(trial.name for trial in study.trials if trial not in read),
         pairs=tuple(pairs),
@@ -173,7 +184,9 @@ def unit(column: Column) -> float:
     return 1.0 if column.share or column.measure == "chain" else 100.0
 
 
-def _cell(row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord]) -> Cell | None:
+def _cell(
+    row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord], checkpoints: Sequence[int]
+) -> Cell | None:
     """None where the row has neither a trial for this column nor a published number."""
     trials = {name: t for name, t in row.trials.items() if column.trial in ("", name)}
     published = row.published.get(column.name)
@@ -205,6 +218,13 @@ def _cell(row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord]) -> C
                 tries += [scores] if scores else []
                 if scores and evaluation.recipe.execute == mine[0].recipe.execute:
                     by_step[step] = unit(column) * float(np.mean(list(scores.values())))
+        for step in (s for s in checkpoints if s < trial.train.steps):
+            found = [e for at, e in record.earlier if at == step and e.recipe in trial.evaluations]
+            problems += [
+                f"step {step:,}: {p}" for e in found for p in e.problems_and_errors if _is_for(column, e)
+            ]
+            if len(found) < len(trial.evaluations):
+                problems.append(f"the checkpoint of step {step:,} has not been evaluated")
         if scored[0] and by_step:
             by_step.setdefault(trial.train.steps, unit(column) * float(np.mean(list(scored[0].values()))))
     return Cell(
@@ -330,21 +350,35 @@ def _selection(column: Column, tries: Sequence[Scores]) -> Selection | None:
     return best_of(grid)
 
 
-def _pairs(column: Column, cells: Sequence[Cell]) -> list[RowPair]:
+def _comparable(row: StudyRow, first: Cell, second: Cell) -> bool:
+    """Whether two cells of a row are scores of one kind, on the same episodes, of different trials."""
+    one, other = first.column, second.column
+    if not (one.trial and other.trial) or one.trial == other.trial:
+        return False
+    played = [
+        {(e.benchmark, e.look, e.tasks, e.seed) for e in row.trials[name].evaluations}
+        for name in (one.trial, other.trial)
+    ]
+    return replace(one, name="", trial="") == replace(other, name="", trial="") and played[0] == played[1]
+
+
+def _pairs(cells: Sequence[tuple[Cell, Cell]]) -> list[RowPair]:
+    """Of one family: their p are corrected together."""
     found = []
-    for first, second in itertools.combinations(cells, 2):
-        comparison = _compare(column, first, second)
+    for first, second in cells:
+        comparison = _compare(first.column, first, second)
         if comparison is not None:
             found.append((first, second, comparison))
     adjusted = holm([comparison.p_value for _, _, comparison in found])
     return [
         RowPair(
-            column=column,
+            column=first.column,
+            against=second.column,
             first=first.row,
             second=second.row,
             comparison=comparison,
             adjusted_p=p,
-            needed=_needed(column, first, second),
+            needed=_needed(first.column, first, second),
         )
         for (first, second, comparison), p in zip(found, adjusted, strict=True)
     ]

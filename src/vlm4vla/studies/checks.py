@@ -52,6 +52,8 @@ class Resources:
     device: str = "auto"
     """`auto`: cuda where there is one."""
     mirrors: tuple[str, ...] = ()
+    checkpoints: tuple[int, ...] = ()
+    """Steps of a trial's training after which it is evaluated too, beside the last."""
     shard: tuple[int, int] = (0, 1)
     """Of an evaluation's episodes: (i, n) plays every n-th, from the i-th on; 0-based."""
     progress: bool = True
@@ -71,6 +73,7 @@ def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None
     if is_trained(trial):
         check_recipe(trial, processes=resources.train_processes)
         check_mirrors(resources.mirrors)
+        check_kept(trial, resources.checkpoints if evaluated else ())
         for demonstrations in demonstrations_of(trial):
             maker_of(demonstrations).check(demonstrations)
         backbone = resolve(trial.policy.backbone)
@@ -105,6 +108,20 @@ def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None
                         f"an evaluation of {trial.name!r} shows pictures with {name} {shown!r}, but the demonstrations "
                         f"have {learned!r}; set evaluation.{name} and demonstrations.{name} alike"
                     )
+
+
+def check_kept(trial: Trial, checkpoints: tuple[int, ...]) -> None:
+    """Raises: RecipeError unless a trial's training writes and keeps the checkpoints of these steps."""
+    train = trial.train
+    kept = range(0, train.steps, train.keep_every) if train.keep_every else ()
+    written = range(0, train.steps, train.checkpoint_every)
+    lost = [step for step in checkpoints if step != train.steps and not (step in kept and step in written)]
+    if lost:
+        raise RecipeError(
+            f"{trial.name}: checkpoints of step {', '.join(map(str, lost))} are to be evaluated, but its training of "
+            f"{train.steps} steps writes one every {train.checkpoint_every} and keeps those of every "
+            f"{train.keep_every or 'none'}; set train.keep_every"
+        )
 
 
 def check_recipe(trial: Trial, *, processes: int = 1) -> None:

@@ -49,7 +49,7 @@ from vlm4vla.studies.checks import (
 from vlm4vla.studies.display import Display, TrialView, time_left
 from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, read_trial, write_json
 from vlm4vla.studies.spread import memory_of, spread
-from vlm4vla.studies.tries import note_of
+from vlm4vla.studies.tries import at_steps, complete, note_of, plan
 
 BATCH = 16
 """Observations per forward pass of a rollout."""
@@ -76,7 +76,7 @@ def run_trial(
         spread(trial.evaluations, resources)
     try:
         with store.open(trial, facts=facts_of(trial), notes=notes) as run:
-            if run.is_done(evaluated=evaluated):
+            if run.is_done(evaluated=evaluated) and (not evaluated or is_swept(trial, run.folder, resources)):
                 return run.status
             run.begin()
             if is_trained(trial):
@@ -93,6 +93,7 @@ def run_trial(
             if evaluated:
                 with run.phase("evaluate"):
                     run_evaluations(trial, run, resources)
+                    _sweep(trial, run, resources)
             run.update(state="done")
             return run.status
     except VLAError as error:
@@ -143,6 +144,21 @@ def run_evaluations(
         predictor = predictor_of(trial, run.folder, checkpoint, spec, resources)
         for recipe in trial.evaluations:
             run_evaluation(predictor, recipe, run.folder, resources)
+
+
+def is_swept(trial: Trial, folder: Path, resources: Resources) -> bool:
+    """Whether the further checkpoints that are asked for were evaluated."""
+    return all(complete(at_steps(folder, trial, trial.evaluations, resources.checkpoints)))
+
+
+def _sweep(trial: Trial, run: TrialRun, resources: Resources) -> None:
+    """Play what is missing of the further checkpoints. Raises: RunError where one is not there."""
+    steps = {*resources.checkpoints} - {trial.train.steps}
+    if steps and trial.train.steps and trial.evaluations:
+        from vlm4vla.studies.sweep import play
+
+        run.update(episodes=run.status.episodes * (1 + len(steps)))
+        play(run.folder, plan(run.folder, trial.evaluations, ",".join(map(str, steps))), resources)
 
 
 def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources) -> list[EpisodeResult]:

@@ -32,13 +32,19 @@ def calvin(
     steps: int = 30_000,
     seed: int = 0,
 ) -> Trial:
-    """CALVIN ABC-D: 30,000 steps of 128, chunks of 10 (A.2.1)."""
+    """CALVIN ABC-D: 30,000 steps of 128, chunks of 10 (A.2.1), a checkpoint every 5,000 that stays (Figure 4)."""
     train = TrainRecipe(
-        steps=steps, batch_size=128, learning_rate=2e-5, warmup_steps=2058, checkpoint_every=5_000, seed=seed
+        steps=steps,
+        batch_size=128,
+        learning_rate=2e-5,
+        warmup_steps=2058,
+        checkpoint_every=5_000,
+        keep_every=5_000,
+        seed=seed,
     )
     if variant == "released":
         _released("calvin", backbone)
-        train = replace(train, steps=41_165, checkpoint_every=8_233)
+        train = replace(train, steps=41_165, checkpoint_every=8_233, keep_every=8_233)
     return _trial(
         "calvin",
         backbone,
