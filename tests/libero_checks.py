@@ -1,6 +1,6 @@
 """What is checked inside the Python that has LIBERO; `test_libero` runs it there and reads the JSON of the last line.
 
-python libero_checks.py draws|tasks|standard|no_display|contract [RENDERER]
+python libero_checks.py draws|tasks|standard|no_display|contract|experts [RENDERER] [SUITE ...]
 """
 
 from __future__ import annotations
@@ -158,7 +158,35 @@ def contract() -> dict[str, Any]:
     return {"kept": True}
 
 
-CHECKS = {check.__name__: check for check in (draws, tasks, standard, no_display, contract)}
+def experts(wanted: int = 2, most: int = 4) -> dict[str, dict[str, int]]:
+    """By suite, tasks that the scripted expert tried once from a fresh reset, and its steps (0: not solved).
+
+    Until `wanted` are solved, `most` at the most. Nothing is drawn.
+    """
+    from vlm4vla.benchmarks.libero.expert import TASKS, actions
+    from vlm4vla.benchmarks.libero.world import World
+
+    world, found = World(64, renderer=RENDERER), {}
+    for name in sys.argv[3:] or ("long", "object", "spatial"):
+        suite = SUITES[name]
+        tried: dict[str, int] = found.setdefault(name, {})
+        for task in [task for task in suite.tasks if task in TASKS][:most]:
+            world.begin(suite.folder, task, seed=1)  # number 0 places the fixtures of what is evaluated
+            steps = solved = 0
+            for action in actions(world):
+                steps += 1
+                solved = steps if world.act(action) else 0
+                if solved or steps == suite.max_steps:
+                    break
+            tried[task] = solved
+            print(f"{name} {task}: {solved} of {steps} steps", file=sys.stderr, flush=True)
+            if sum(bool(each) for each in tried.values()) == wanted:
+                break
+    world.close()
+    return found
+
+
+CHECKS = {check.__name__: check for check in (draws, tasks, standard, no_display, contract, experts)}
 
 if __name__ == "__main__":
     print(json.dumps(CHECKS[sys.argv[1]]()))

@@ -284,6 +284,7 @@ def test_chains_count_goals_and_the_instruction_moves_on() -> None:
 
 @needs_pybullet
 def test_rollouts_in_workers(tmp_path: Path) -> None:
+    """Two workers and another order: every field of every result but its seconds is the same, the last picture too."""
     benchmark = Calvin(2, renderer="tiny")
     shorter = [replace(spec, max_steps_per_goal=20) for spec in benchmark.episodes()]
     results = [
@@ -292,19 +293,18 @@ def test_rollouts_in_workers(tmp_path: Path) -> None:
             benchmark,
             execute=10,
             folder=tmp_path / str(workers),
-            episodes=shorter,
+            episodes=episodes,
             environments=max(1, workers),
             workers=workers,
             progress=False,
         )
-        for workers in (0, 2)
+        for workers, episodes in ((0, shorter), (2, shorter[::-1]))
     ]
     assert [r.error for r in results[0]] == [None, None]
     again = replay(benchmark, tmp_path / "2", workers=2)
     assert [(each.identical, each.difference) for each in again] == [(True, "")] * 2
-    assert [(r.episode, r.actions, r.goals_completed, r.steps) for r in results[0]] == [
-        (r.episode, r.actions, r.goals_completed, r.steps) for r in results[1]
-    ]
+    assert [replace(r, seconds=0) for r in results[0]] == [replace(r, seconds=0) for r in results[1][::-1]]
+    assert all(r.actions and r.last_image for r in results[0])
 
 
 def test_a_rollout_in_the_python_that_install_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from vlm4vla.benchmarks.replay import replay
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.benchmarks.workers import SOURCE_ROOT
+from vlm4vla.cli import main
 from vlm4vla.core.errors import SimulatorError
 from vlm4vla.demonstrations.datasets import open_reader
 from vlm4vla.tuning.examples import check
@@ -110,6 +111,50 @@ def test_rollouts_in_a_worker(python: str, renderer: str, tmp_path: Path) -> Non
     assert [(each.identical, each.difference) for each in again] == [(True, "")] * 2
     software = kept_software(tmp_path, results[0])
     assert {name: software[name] for name in benchmark.software} == benchmark.software
+
+
+@pytest.mark.simulators
+def test_results_do_not_depend_on_workers_or_order(python: str, renderer: str, tmp_path: Path) -> None:
+    """A worker that plays two states one after the other, and two that play them backwards side by side."""
+    benchmark = Libero("goal", [GOAL], 2, image_size=128, renderer=renderer)
+    specs = [replace(spec, max_steps_per_goal=6) for spec in benchmark.episodes()]
+    one, two = (
+        evaluate(
+            RandomPredictor(benchmark.action_spec, 4, seed=0),
+            benchmark,
+            execute=4,
+            folder=tmp_path / str(workers),
+            episodes=episodes,
+            environments=workers,
+            workers=workers,
+            python=python,
+            time_limit=600,
+            progress=False,
+        )
+        for workers, episodes in ((1, specs), (2, specs[::-1]))
+    )
+    assert [replace(result, seconds=0) for result in one] == [replace(r, seconds=0) for r in two[::-1]]
+    assert [(result.error, result.steps) for result in one] == [(None, 6)] * 2
+    assert len({result.last_image for result in one}) == 2
+
+
+@pytest.mark.simulators
+def test_the_check_of_the_command(python: str, renderer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It draws, steps and solves."""
+    assert main(["simulators", "check", "libero", "--renderer", renderer, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["works"] and found["solved"] and found["libero"] == "0.1.1"
+    assert float(found["picture"].split()[0]) < 4
+
+
+@pytest.mark.simulators
+def test_the_expert_solves_tasks_of_three_suites(python: str, renderer: str) -> None:
+    """From fresh resets, once each; two of at most four tasks of every suite."""
+    found = run(python, libero_checks.__file__, "experts", renderer)
+    assert set(found) == {"long", "object", "spatial"}
+    for suite, tried in found.items():
+        assert sum(steps > 0 for steps in tried.values()) == 2, (suite, tried)
+        assert all(steps <= SUITES[suite].max_steps for steps in tried.values())
 
 
 def test_pictures_have_boxes_where_things_are(python: str, renderer: str, tmp_path: Path) -> None:

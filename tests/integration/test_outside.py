@@ -20,6 +20,8 @@ from vlm4vla.benchmarks.rollout import evaluate
 from vlm4vla.core.errors import ActionSpecMismatch, RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import SCRIPTED
+from vlm4vla.reports.records import collect
 from vlm4vla.serving.client import RemotePolicy
 from vlm4vla.studies.checks import Resources
 from vlm4vla.studies.outside import OutsidePolicy, evaluate_outside
@@ -184,6 +186,15 @@ def test_another_policy_at_the_same_address_is_not_taken_for_the_first(tmp_path:
         other = replace(policy, layout={**STATE, "gripper": "close_positive"})
         evaluate_outside(other, RECIPE, store, QUIET)
         assert len(list(tmp_path.glob("trials/*"))) == 2
+
+
+def test_a_server_that_saw_scripted_demonstrations_is_called_so(tmp_path: Path) -> None:
+    """As `vlm4vla serve` says of a checkpoint; other servers say nothing."""
+    for number, metadata in enumerate(({"scripted": "by a test"}, {"step": 1})):
+        with hosted(openpi(metadata=metadata)) as host:
+            policy = OutsidePolicy(address=host.address, layout=STATE, name=f"pi{number}")
+            evaluate_outside(policy, RECIPE, RunStore(tmp_path), QUIET)
+    assert [record.note for record in collect(tmp_path)] == [SCRIPTED, ""]
 
 
 def packed(**message: Any) -> bytes:

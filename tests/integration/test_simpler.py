@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,30 @@ def test_a_policy_plays_it(tmp_path: Path) -> None:
     assert [(each.identical, each.difference) for each in again] == [(True, "")] * 2
     software = kept_software(tmp_path, results[0])
     assert (software["mani_skill"], software["sapien"]) == ("3.0.1", "3.0.3")
+
+
+def test_results_do_not_depend_on_workers_or_order(tmp_path: Path) -> None:
+    """A worker that plays three episodes one after the other, and two that play them backwards side by side."""
+    benchmark = Simpler(["spoon"], 3, image_size=96)
+    specs = [replace(spec, max_steps_per_goal=3) for spec in benchmark.episodes()]
+    one, two = (
+        evaluate(
+            RandomPredictor(benchmark.action_spec, 4, seed=0),
+            benchmark,
+            execute=2,
+            folder=tmp_path / str(workers),
+            episodes=episodes,
+            environments=workers,
+            workers=workers,
+            time_limit=600,
+            progress=False,
+            python=interpreter("simpler"),
+        )
+        for workers, episodes in ((1, specs), (2, specs[::-1]))
+    )
+    assert [replace(result, seconds=0) for result in one] == [replace(r, seconds=0) for r in two[::-1]]
+    assert [(result.error, result.steps) for result in one] == [(None, 3)] * 3
+    assert len({result.last_image for result in one}) == 3
 
 
 def test_scripted_demonstrations_train_as_bridges_do(

@@ -25,6 +25,8 @@ class EpisodeRow:
     name: str
     backbone: str
     weights: str
+    note: str
+    """As in `results.Row`."""
     seed: int
     """Of the training."""
     checkpoint: int
@@ -95,6 +97,7 @@ def _of_evaluation(
                 name=record.trial.name if record.trial else "",
                 backbone=record.backbone,
                 weights=record.weights,
+                note=record.note,
                 seed=record.trial.train.seed if record.trial else 0,
                 checkpoint=step,
                 evaluation=evaluation.fingerprint,

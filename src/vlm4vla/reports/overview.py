@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 
 from vlm4vla.reports.drawing import Drawing
 from vlm4vla.reports.scores import Cell, StudyScores
@@ -27,7 +28,10 @@ def overview(scores: StudyScores) -> Drawing | None:
     drawing.text(_LEFT, 12, told, "muted", size=8)
     for index, row in enumerate(rows):
         y = _TOP + index * (_BAND + _GAP)
-        drawing.text(4, y + _BAND / 2 + 3, row)
+        words = textwrap.wrap(row, 24)
+        for line, text in enumerate(words):
+            middle = y + _BAND / 2 + 3 + 8 * (line - (len(words) - 1) / 2)
+            drawing.text(4, middle, text, size=9 if len(words) == 1 else 7)
         drawing.line(_LEFT, y, drawing.width - 4, y, "line")
         drawing.line(_LEFT, y + _BAND, drawing.width - 4, y + _BAND, "line")
     places: dict[tuple[str, str], tuple[float, float]] = {}

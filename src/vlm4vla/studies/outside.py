@@ -91,7 +91,8 @@ def evaluate_outside(
     ) as remote:
         identity = {"protocol": remote.protocol, "layout": dataclasses.asdict(remote.layout)}
         facts = {"metadata": plain(remote.metadata)}
-        notes = {"scripted": str(remote.metadata.get("scripted", "")), **(notes or {})}
+        if scripted := remote.metadata.get("scripted"):  # one of ours says so of its policy
+            notes = {"scripted": str(scripted), **(notes or {})}
         recipe = dataclasses.replace(recipe, shows=_shown(recipe, remote.layout))
         return _play(policy, identity, facts, remote, recipe, store, resources, notes)
 
