@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlm4vla.studies.mini import mini
-from vlm4vla.studies.paper import table_4
-from vlm4vla.studies.study import Scale, Study
+from vlm4vla.studies.paper import figure_4, table_4
+from vlm4vla.studies.study import Scale, Study, StudyRow, with_checkpoints
 
 
 def make(scale: Scale) -> Study:
@@ -21,6 +21,37 @@ def make(scale: Scale) -> Study:
             trials[name] = replace(trial, train=shorter, evaluations=evaluations)
         rows.append(replace(row, trials=trials))
     return replace(whole, name="smoke", rows=tuple(rows))
+
+
+def checkpoints(scale: Scale) -> Study:
+    """Figure 4 in very small: two rows, one of them tuned before; three checkpoints each."""
+    whole = figure_4("mini")
+    rows = []
+    for row in whole.rows[:2]:
+        ((name, trial),) = row.trials.items()
+        demonstrations = replace(trial.demonstrations, episodes=24)
+        train = replace(
+            trial.train,
+            steps=6,
+            batch_size=8,
+            warmup_steps=2,
+            checkpoint_every=2,
+            keep_every=0,
+            validate_every=6,
+        )
+        evaluations = (replace(trial.evaluations[0], tasks=("press",), episodes_per_task=2),)
+        tuning = trial.tuning
+        if tuning is not None:
+            asked = replace(tuning.tasks[0], options=("image_size=64", "scenes=24"))
+            tuning = replace(
+                tuning, tasks=(asked,), train=replace(tuning.train, steps=2, batch_size=4, warmup_steps=1)
+            )
+        trial = replace(
+            trial, demonstrations=demonstrations, train=train, evaluations=evaluations, tuning=tuning
+        )
+        rows.append(replace(row, trials={name: trial}))
+    made = replace(whole, name="smoke-checkpoints", rows=tuple(rows), columns=whole.columns[:1])
+    return with_checkpoints(made)
 
 
 def tuned(scale: Scale) -> Study:
@@ -47,3 +78,14 @@ def tuned(scale: Scale) -> Study:
             )
         rows.append(replace(row, trials=trials))
     return replace(whole, name="smoke-tuned", rows=tuple(rows))
+
+
+def interrupted(scale: Scale) -> Study:
+    """One row of the smoke study, and the same with a VLM that is tuned before."""
+    whole = make(scale)
+    ((name, trial),) = whole.rows[0].trials.items()
+    tuning = next(t.tuning for t in tuned(scale).trials if t.tuning is not None)
+    task = replace(tuning.tasks[0], demonstrations=trial.demonstrations)
+    tuning = replace(tuning, backbone=trial.policy.backbone, tasks=(task,))
+    row = StudyRow(name="tuned", trials={name: replace(trial, name="tuned", tuning=tuning)})
+    return replace(whole, name="interrupted", rows=(whole.rows[0], row))

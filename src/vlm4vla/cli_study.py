@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm4vla.core.errors import RecipeError
 
@@ -31,7 +31,7 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         nargs="*",
         action="append",
         metavar="TASK [FOLDER] [OPTION=VALUE ...]",
-        help="ask its VLMs the study's questions, or these tasks', before they become policies, then report",
+        help="ask the VLMs that its finished trials started from: the study's questions, or these tasks'; then report",
     )
     made.add_argument(
         "--scale",
@@ -52,6 +52,11 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         metavar="SOURCE=FOLDER",
         help="where demonstrations lie (calvin, bridge, libero_10); kept in --out",
     )
+    made.add_argument(
+        "--renderer",
+        metavar="NAME",
+        help="of simulators that have it (CALVIN: tiny, LIBERO: osmesa); part of the study's name then",
+    )
     made.add_argument("--gpus", type=int, metavar="N", help="that share each training, one trial at a time")
     work(made, processes=2)
 
@@ -61,7 +66,7 @@ def study(options: argparse.Namespace) -> None:
     from vlm4vla.benchmarks.registry import load
     from vlm4vla.studies.mini import OWN_STUDIES
     from vlm4vla.studies.paper import STUDIES
-    from vlm4vla.studies.study import study_named
+    from vlm4vla.studies.study import study_named, with_renderer
 
     if options.list or options.name is None:
         _list(options)
@@ -81,6 +86,8 @@ def study(options: argparse.Namespace) -> None:
         print(reproduction(made), end="")
         return
     made = _with_data(made, options)
+    if options.renderer is not None:
+        made = with_renderer(made, options.renderer)
     if options.run:
         _run(made, options)
     elif options.why:
@@ -151,10 +158,11 @@ def _plan(made: Any, options: argparse.Namespace) -> None:
     from vlm4vla.reports.tables import DASH, Table
     from vlm4vla.studies.display import clock
     from vlm4vla.studies.runs import RunStore
-    from vlm4vla.studies.study import counts, seconds_left, state_of
+    from vlm4vla.studies.study import counts, seconds_left, state_of, tries_played
 
     store = RunStore(options.out)
     states = counts(made, store)
+    played, tries = tries_played(made, store)
     if options.json:
         rows = [
             {
@@ -174,6 +182,8 @@ def _plan(made: Any, options: argparse.Namespace) -> None:
             "question": made.question,
             "columns": made.column_names,
         }
+        if made.checkpoints:
+            plan["checkpoints"] = {"steps": made.checkpoints, "evaluations": tries, "played": played}
         print(json.dumps({**plan, "rows": rows, "states": states, "notes": made.notes}, indent=1))
         return
     cells = tuple(
@@ -190,6 +200,8 @@ def _plan(made: Any, options: argparse.Namespace) -> None:
     left = seconds_left(made, store)
     told = ", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to train"
     print(f"\nTrials: {told}. Runs: {store.root}")
+    if made.checkpoints:
+        print(f"Checkpoints: {played} of {tries} evaluations played.")
     if left:
         print(f"Time left, one trial after the other, as fast as those that are done: {clock(left)}")
     if options.gpus:
@@ -237,6 +249,7 @@ def _run(made: Any, options: argparse.Namespace) -> None:
         progress=not options.quiet,
         demonstration_processes=options.processes,
         train_processes=options.gpus or 1,
+        checkpoints=made.checkpoints,
         **given(options, "workers", "videos", "device"),
     )
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]]), "study": made.name}
@@ -269,7 +282,10 @@ def _ask(made: Any, options: argparse.Namespace) -> None:
     named = [task_recipe(words) for words in options.ask if words]
     questions = made.asked
     if named:
-        questions = Questions(tasks=tuple(named), prompt=questions.prompt if questions else "chat")
+        prompts = {trial.tuning.prompt for trial in made.trials if trial.tuning is not None}
+        prompt: Literal["chat", "short"] = "short" if prompts == {"short"} else "chat"
+        prompt = questions.prompt if questions else prompt
+        questions = Questions(tasks=tuple(named), prompt=prompt)
     if questions is None:
         raise RecipeError(
             f"study {made.name!r}: has no questions of its own; name some: --ask TASK [FOLDER] [OPTION=VALUE ...]; "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlm4vla.core.errors import RecipeError, unknown_name
-from vlm4vla.core.interfaces import Benchmark
+from vlm4vla.core.interfaces import Benchmark, Outlined
 from vlm4vla.core.recipes import EvaluationRecipe
+from vlm4vla.core.types import EpisodeSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +28,12 @@ class BenchmarkEntry:
     """Its name among `simulators.SIMULATORS`, where it is another's."""
     shows: tuple[str, ...] = ()
     """What it can show beside the third-person picture, in the factory's argument `shows`."""
-    per_worker: int | None = None
-    """Environments that one process can have; None: any number."""
     memory: float = 0.3
     """GB that a worker is planned with, its measured peak; one that holds more is replaced between episodes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a recipe that differ from the recipe's own defaults."""
+    variant: str = ""
+    """A part of its episodes' ids that says how it is installed, not which episodes there are."""
 
 
 _TABLETOP = "vlm4vla.benchmarks.tabletop.benchmark:Tabletop"
@@ -57,7 +59,6 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
             arguments={"suite": suite},
             simulator="libero",
             shows=("wrist_image", "state"),
-            per_worker=1,
             memory=2.4,
             defaults={"look": "", "renderer": "egl", "image_size": 256, "episodes_per_task": 0, "tasks": ()},
         )
@@ -68,7 +69,6 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         fields={"episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
         shows=("wrist_image", "state"),
-        per_worker=1,
         memory=1.0,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
@@ -77,7 +77,6 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         fields={"tasks": "tasks", "episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
         shows=("wrist_image", "state"),
-        per_worker=1,
         memory=1.0,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
@@ -86,9 +85,9 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         fields={name: name for name in ("tasks", "episodes_per_task", "image_size")},
         arguments={"renderer": "lavapipe"},
         simulator="simpler",
-        per_worker=1,
         memory=1.3,
         defaults={"look": "", "renderer": "lavapipe", "image_size": 224, "episodes_per_task": 0, "tasks": ()},
+        variant="-substitutes",
     ),
 }
 
@@ -126,6 +125,23 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
         chosen["shows"] = recipe.shows
     benchmark: Benchmark = load(entry.factory)(**entry.arguments, **chosen)
     return benchmark
+
+
+def outline(recipe: EvaluationRecipe) -> tuple[EpisodeSpec, ...] | None:
+    """Which episodes a recipe's benchmark has, without a simulator; their instructions and setups may be missing.
+
+    None for a benchmark of somebody else: nothing is imported because a record names it. Raises: as `make_benchmark`.
+    """
+    if ":" in recipe.benchmark:
+        return None
+    # What is shown and how it is played changes no episode.
+    return _outline(replace(recipe, execute=1, repeats=1, shows=()))
+
+
+@functools.lru_cache(maxsize=16)
+def _outline(recipe: EvaluationRecipe) -> tuple[EpisodeSpec, ...]:
+    benchmark = make_benchmark(recipe)
+    return tuple(benchmark.outline() if isinstance(benchmark, Outlined) else benchmark.episodes())
 
 
 def load(address: str) -> Any:

@@ -18,7 +18,7 @@ from jaxtyping import Float32, UInt8
 
 from vlm4vla.benchmarks.pool import Lost, Pool
 from vlm4vla.benchmarks.progress import Progress
-from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, digest_of, keep_actions, keep_software
+from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, Origin, digest_of, keep_actions, keep_software
 from vlm4vla.benchmarks.software import unpinned
 from vlm4vla.benchmarks.video import video_path, write_index, write_video
 from vlm4vla.benchmarks.wire import Reply, Request
@@ -42,12 +42,14 @@ def evaluate(
     workers: int = 2,
     videos: int = 0,
     progress: bool | Progress = True,
+    note: str = "",
     episodes: Sequence[EpisodeSpec] | None = None,
     time_limit: float = 120.0,
     python: str | None = None,
     repeats: int = 1,
     shard: tuple[int, int] = (0, 1),
     memory: int = 0,
+    origin: Origin | None = None,
 ) -> list[EpisodeResult]:
     """Play the benchmark's episodes, or the given ones of them; results come in their order.
 
@@ -56,14 +58,15 @@ def evaluate(
     count as known.
 
     `execute` actions of every chunk are carried out; a completed goal drops the rest. `environments` episodes are
-    under way at once (twice the predictor's batch size keeps everyone busiest) in `workers` processes of the
-    interpreter `python`, or in this process with 0. Neither changes a result. `folder` receives episodes.jsonl and
+    under way at once (twice the predictor's batch size keeps everyone busiest) in `workers` processes, or in this
+    process with 0; never there where the benchmark is `Isolated` or a `python`, the interpreter of the processes, is
+    named, by default the benchmark's own. Neither changes a result. `folder` receives episodes.jsonl and
     videos of the first `videos` episodes of each task; calling again with it continues an interrupted evaluation
-    and plays episodes that ended in an error once more.
+    and plays episodes that ended in an error once more. `note` is what progress says of the policy.
 
     An environment that raises, dies or gives no answer for `time_limit` seconds costs its episode, which is recorded
     as an error. Simulators leak: a worker of one environment that holds more than `memory` bytes (0: any number) is
-    replaced between episodes.
+    replaced between episodes. Every recorded line also says its `origin`.
 
     Raises: ActionSpecMismatch, RecipeError for a bad argument, RunError for a damaged folder or a
     policy that predicts nonsense, SimulatorError when no worker starts.
@@ -86,14 +89,15 @@ def evaluate(
     plays = plays_of(chosen, repeats=repeats, shard=shard)
     ids = [play_id(spec, repeat) for spec, repeat in plays]
     known = [play_id(spec, repeat) for repeat in range(repeats) for spec in (*listed, *chosen)]
-    with EpisodeLog(folder, known, shard=shard) as log:
+    with EpisodeLog(folder, known, shard=shard, origin=origin) as log:
         missing = [play for play, name in zip(plays, ids, strict=True) if log.to_play(name)]
         done = [log.results[name] for name in ids if not log.to_play(name)]
         if isinstance(progress, Progress):
             display = progress
             display.begin(done)
         else:
-            display = Progress(benchmark.name, len(plays), done, shown=progress)
+            name = f"{benchmark.name} ({note})" if note else benchmark.name
+            display = Progress(name, len(plays), done, shown=progress)
         if missing:
             pool = Pool(
                 benchmark,
