@@ -57,9 +57,18 @@ shown_calvin = --scenes D --tasks open_drawer,turn_on_led --episodes 80
 shown_libero = --tasks put_the_bowl_on_the_plate --episodes 100
 shown_simpler = --tasks carrot,cube --episodes 200
 source = $(if $(filter simpler,$1),bridge,$1)
+# Without EGL another renderer draws; folder, benchmark and study are then called after it. RENDERER_calvin=tiny chooses.
+instead = $(shell $(BIN)/python -c "from vlm4vla.benchmarks.osmesa import egl_works; egl_works() or print('$1')")
+RENDERER_calvin = $(call instead,tiny)
+RENDERER_libero = $(call instead,osmesa)
 define scripted
-	@[ -n "$$(ls runs/studies/scripted/$1 2>/dev/null)" ] || $(BIN)/vlm4vla simulators demonstrate $1 runs/studies/scripted/$1 $(shown_$1)
-	$(BIN)/vlm4vla study scripted-$1 --run --out runs/studies --data $(call source,$1)=runs/studies/scripted/$1
+	$(call drawn,$1,$(RENDERER_$1),runs/studies/scripted/$1$(addprefix -,$(RENDERER_$1)))
+
+endef
+define drawn
+	$(if $2,@echo "simulator-study: $1 is drawn with $2, so this is $1-$2")
+	@[ -n "$$(ls $3 2>/dev/null)" ] || $(BIN)/vlm4vla simulators demonstrate $1 $3 $(shown_$1) $(addprefix --renderer ,$2)
+	$(BIN)/vlm4vla study scripted-$1 --run --out runs/studies --data $(call source,$1)=$3 $(addprefix --renderer ,$2)
 
 endef
 simulator-study: simulators ## scripted demonstrations, training, closed loop, against chance, on each simulator

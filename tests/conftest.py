@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 REQUIRED = frozenset(os.environ.get("VLM4VLA_REQUIRE", "").split(",")) - {""}
-"""Simulators that have to be here: a test in integration/test_NAME.py that is skipped has failed."""
+"""Simulators that have to be here: a skipped test in integration/test_NAME.py, or marked `needs`, has failed."""
 
 _connect = socket.socket.connect
 _connect_ex = socket.socket.connect_ex
@@ -67,11 +67,13 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    name = item.path.stem.removeprefix("test_")
-    if report.skipped and name in REQUIRED and item.path.parent.name == "integration":
+    needed = {mark.args[0] for mark in item.iter_markers("needs")}
+    if item.path.parent.name == "integration":
+        needed.add(item.path.stem.removeprefix("test_"))
+    if report.skipped and (names := needed & REQUIRED):
         reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome, report.longrepr = (
             "failed",
-            f"VLM4VLA_REQUIRE names {name}, and this was not run: {reason}",
+            f"VLM4VLA_REQUIRE names {', '.join(names)}, and this was not run: {reason}",
         )
     return report

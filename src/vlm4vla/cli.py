@@ -326,13 +326,15 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--quiet", action="store_true", help="no progress")
         return made
 
-    def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 0) -> None:
+    def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 2) -> None:
         if processes is not None:
             made.add_argument(
                 "--processes", type=positive, default=processes, help=f"at work (default {processes})"
             )
         made.add_argument(
-            "--workers", type=workers, help="processes that step environments, or auto; 0: none beside"
+            "--workers",
+            type=workers,
+            help="processes that step environments, or auto; 0: none beside, but one for simulators",
         )
         made.add_argument("--videos", type=not_negative, default=videos, help=f"per task (default {videos})")
         made.add_argument("--device", help="auto, cpu or cuda (default auto)")
@@ -349,7 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
     made.add_argument("--backbone", action="append", metavar="NAME|FOLDER", help="may be repeated")
     size(made)
-    work(made, processes=2, videos=2)
+    work(made, processes=2)
 
     made = add("models", models, "Backbones that have a name.")
     inner = made.add_subparsers(metavar="")

@@ -135,6 +135,7 @@ def convert(options: argparse.Namespace) -> None:
         action_spec=place.action_spec,
         fps=int(fps),
         video=options.video,
+        scripted=reader.scripted,
     )
     info = json.loads((written / "meta" / "info.json").read_text(encoding="utf-8"))
     counts = {"episodes": info["total_episodes"], "frames": info["total_frames"]}
@@ -286,6 +287,7 @@ def pack(options: argparse.Namespace) -> None:
         name=place.source,
         action_spec=place.action_spec,
         fingerprint=identity,
+        scripted=reader.scripted,
         jpeg_quality=options.jpeg_quality,
     )
     counts = packed.manifest["counts"]
@@ -349,4 +351,5 @@ def _told(reader: Reader, counts: dict[str, int]) -> str:
         f"{counts['read']:,} recordings, {counts['read'] - counts['episodes']:,} left out or not asked for"
     ]
     parts += [f"{count:,} {what} missing" for what, count in itertools.islice(reader.missing.items(), 9)]
+    parts += [reader.scripted] if reader.scripted else []
     return "; ".join(parts) + "."

@@ -46,12 +46,18 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     made.add_argument("--episodes", type=not_negative, metavar="N", help="per task")
     made.add_argument("--seed", type=not_negative, metavar="N")
     made.add_argument(
+        "--renderer", metavar="NAME", help="what draws: CALVIN has egl and tiny, LIBERO egl and osmesa"
+    )
+    made.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change any field of the evaluation"
+    )
+    made.add_argument(
         "--repeats", type=positive, metavar="N", help="plays of each episode, for heads that draw noise"
     )
     made.add_argument(
         "--shard", type=_shard, metavar="I/N", help="only every N-th episode, from the I-th on (0/N)"
     )
-    work(made)
+    work(made, videos=0)
     outside = made.add_argument_group("policies from outside (code or a server)")
     outside.add_argument("--out", type=Path, default=Path("runs/policies"), help="default: runs/policies")
     outside.add_argument("--name", default="", help="what reports call it; default: its address")
@@ -89,6 +95,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from vlm4vla.studies.choices import chosen_evaluation
     from vlm4vla.studies.execute import evaluate_again, trained_for
     from vlm4vla.studies.runs import read_trial
+    from vlm4vla.studies.tries import note_of
 
     folder: Path = Path(options.run or options.policy).resolve()
     is_trial = (folder / "trial.json").exists()
@@ -104,7 +111,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if out is not None:
         show_report(out, title=out.name, as_json=options.json)
         return
-    _print_episodes(recipe, results, as_json=options.json)
+    _print_episodes(recipe, results, note_of(folder), as_json=options.json)
 
 
 def _evaluate_outside(options: argparse.Namespace, modes: Sequence[int]) -> None:
@@ -134,14 +141,21 @@ def _evaluate_outside(options: argparse.Namespace, modes: Sequence[int]) -> None
     resources = dataclasses.replace(resources_of(options), shard=options.shard or (0, 1))
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]])}
     recipe = chosen_evaluation(options, ())
+    if recipe.shows:
+        raise RecipeError(
+            "--set shows: a policy from outside says itself what it is shown (its attribute `needs`, or --wire)"
+        )
     for mode in modes or (recipe.execute,):
         way = dataclasses.replace(recipe, execute=mode)
         evaluate_outside(policy, way, RunStore(options.out), resources, notes=notes)
     show_report(options.out, title=options.out.resolve().name, as_json=options.json)
 
 
-def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], *, as_json: bool) -> None:
-    """Rates of an evaluation that belongs to no trial."""
+def _print_episodes(
+    recipe: EvaluationRecipe, results: Sequence[EpisodeResult], note: str, *, as_json: bool
+) -> None:
+    """Rates of an evaluation that belongs to no trial, and what is told of the policy."""
+    from vlm4vla.demonstrations.scripted import labelled
     from vlm4vla.reports.estimates import success_rate
     from vlm4vla.reports.tables import DASH, Table, percent
 
@@ -152,13 +166,14 @@ def _print_episodes(recipe: EvaluationRecipe, results: Sequence[EpisodeResult], 
         rows.append((task, sum(r.success for r in scored), len(scored), errors))
     if as_json:
         names = ("task", "successes", "episodes", "errors")
-        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        print(json.dumps([{**dict(zip(names, row, strict=True)), "note": note} for row in rows], indent=1))
         return
     cells = tuple(
         (task, percent(success_rate(good, count)) if count else DASH, f"{good}/{count}", str(errors))
         for task, good, count, errors in rows
     )
-    print(Table(f"{recipe.benchmark}, look {recipe.look}", ("task", "success", "n", "errors"), cells).text())
+    title = labelled(f"{recipe.benchmark}, look {recipe.look}", note)
+    print(Table(title, ("task", "success", "n", "errors"), cells).text())
 
 
 def _numbers(text: str) -> tuple[int, ...]:

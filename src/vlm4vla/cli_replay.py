@@ -32,7 +32,11 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     made.add_argument("--video", type=Path, metavar="FILE", help="write what one episode showed (mp4)")
     made.add_argument(
-        "--workers", type=workers, default=0, metavar="N", help="processes, or auto; default 0, this one"
+        "--workers",
+        type=workers,
+        default=0,
+        metavar="N",
+        help="processes, or auto; default 0: this one, and one beside it for simulators",
     )
 
 
@@ -89,7 +93,6 @@ def _chosen(folder: Path, episodes: list[str]) -> dict[Path, list[str]]:
 def _replayed(folder: Path, names: list[str], options: argparse.Namespace) -> tuple[str, list[Replay]]:
     from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
     from vlm4vla.benchmarks.replay import replay
-    from vlm4vla.benchmarks.simulators import interpreter
     from vlm4vla.core.recipes import EvaluationRecipe, fingerprint, from_json
     from vlm4vla.studies.checks import AUTO, Resources
     from vlm4vla.studies.display import Display
@@ -102,21 +105,16 @@ def _replayed(folder: Path, names: list[str], options: argparse.Namespace) -> tu
         raise RunError(f"{path}: was changed by hand, so it is not what was played; restore it from a copy")
     recipe = from_json(EvaluationRecipe, data, where=str(path))
     title = f"{recipe.benchmark}, {recipe.execute} of each chunk executed"
-    entry = BENCHMARKS.get(recipe.benchmark)
-    simulator = entry.simulator if entry else None
-    asked = Resources(workers=1 if simulator and options.workers == 0 else options.workers)
-    # Simulators that draw with OpenGL take it from each other in one process.
+    asked = Resources(workers=options.workers)
     count = spread([recipe], asked, told=options.workers == AUTO and not options.quiet).workers
-    per_worker = entry.per_worker if entry and entry.per_worker else 4
     with Display(shown=not options.quiet) as display:
         found = replay(
             make_benchmark(recipe),
             folder,
             episodes=names,
             workers=count,
-            environments=per_worker * max(1, count),
-            python=interpreter(simulator) if simulator else None,
-            memory=memory_of(recipe) if entry else 0,
+            environments=4 * max(1, count),
+            memory=memory_of(recipe) if recipe.benchmark in BENCHMARKS else 0,
             video=options.video,
             say=lambda played, total: display.show([f"{title}: {played} of {total} replayed"]),
         )

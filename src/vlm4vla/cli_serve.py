@@ -56,12 +56,18 @@ def serve(options: argparse.Namespace) -> None:
     vla = VLA.from_pretrained(checkpoint)
     # The weights of query and head tell one checkpoint from another.
     weights = hashlib.sha256((checkpoint / "policy.safetensors").read_bytes()).hexdigest()[:16]
+    scripted = vla.provenance.get("scripted", "")
     server = PolicyServer(
         Predictor(vla.to(device), batch_size=options.batch),
         host=options.host,
         port=options.port,
         layout=layout,
-        metadata={"policy": short_name(vla.recipe.backbone), "head": vla.recipe.head, "weights": weights},
+        metadata={
+            "policy": short_name(vla.recipe.backbone),
+            "head": vla.recipe.head,
+            "weights": weights,
+            **({"scripted": scripted} if scripted else {}),
+        },
         batch=options.batch,
     )
     with closing(server):

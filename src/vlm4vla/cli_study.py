@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm4vla.core.errors import RecipeError
 
@@ -31,7 +31,7 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         nargs="*",
         action="append",
         metavar="TASK [FOLDER] [OPTION=VALUE ...]",
-        help="ask its VLMs the study's questions, or these tasks', before they become policies, then report",
+        help="ask the VLMs that its finished trials started from: the study's questions, or these tasks'; then report",
     )
     made.add_argument(
         "--scale",
@@ -52,6 +52,11 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
         metavar="SOURCE=FOLDER",
         help="where demonstrations lie (calvin, bridge, libero_10); kept in --out",
     )
+    made.add_argument(
+        "--renderer",
+        metavar="NAME",
+        help="of simulators that have it (CALVIN: tiny, LIBERO: osmesa); part of the study's name then",
+    )
     made.add_argument("--gpus", type=int, metavar="N", help="that share each training, one trial at a time")
     work(made, processes=2)
 
@@ -62,7 +67,7 @@ def study(options: argparse.Namespace) -> None:
     from vlm4vla.cli_study_plan import print_plan
     from vlm4vla.studies.mini import OWN_STUDIES
     from vlm4vla.studies.paper import STUDIES
-    from vlm4vla.studies.study import study_named
+    from vlm4vla.studies.study import study_named, with_renderer
 
     if options.list or options.name is None:
         _list(options)
@@ -82,6 +87,8 @@ def study(options: argparse.Namespace) -> None:
         print(reproduction(made), end="")
         return
     made = _with_data(made, options)
+    if options.renderer is not None:
+        made = with_renderer(made, options.renderer)
     if options.run:
         _run(made, options)
     elif options.why:
@@ -167,6 +174,7 @@ def _run(made: Any, options: argparse.Namespace) -> None:
         progress=not options.quiet,
         demonstration_processes=options.processes,
         train_processes=options.gpus or 1,
+        checkpoints=made.checkpoints,
         **given(options, "workers", "videos", "device"),
     )
     notes = {"command": " ".join(["vlm4vla", *sys.argv[1:]]), "study": made.name}
@@ -199,7 +207,10 @@ def _ask(made: Any, options: argparse.Namespace) -> None:
     named = [task_recipe(words) for words in options.ask if words]
     questions = made.asked
     if named:
-        questions = Questions(tasks=tuple(named), prompt=questions.prompt if questions else "chat")
+        prompts = {trial.tuning.prompt for trial in made.trials if trial.tuning is not None}
+        prompt: Literal["chat", "short"] = "short" if prompts == {"short"} else "chat"
+        prompt = questions.prompt if questions else prompt
+        questions = Questions(tasks=tuple(named), prompt=prompt)
     if questions is None:
         raise RecipeError(
             f"study {made.name!r}: has no questions of its own; name some: --ask TASK [FOLDER] [OPTION=VALUE ...]; "

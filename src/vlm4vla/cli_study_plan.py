@@ -13,10 +13,11 @@ def print_plan(made: Any, options: argparse.Namespace) -> None:
     from vlm4vla.reports.tables import DASH, Table
     from vlm4vla.studies.forecast import forecast
     from vlm4vla.studies.runs import RunStore
-    from vlm4vla.studies.study import counts, state_of
+    from vlm4vla.studies.study import counts, state_of, tries_played
 
     store = RunStore(options.out)
     states = counts(made, store)
+    played, tries = tries_played(made, store)
     expected = forecast(made, store, gpus=options.gpus)
     if options.json:
         rows = [
@@ -37,6 +38,8 @@ def print_plan(made: Any, options: argparse.Namespace) -> None:
             "question": made.question,
             "columns": made.column_names,
         }
+        if made.checkpoints:
+            plan["checkpoints"] = {"steps": made.checkpoints, "evaluations": tries, "played": played}
         predicted = {**dataclasses.asdict(expected), "seconds": expected.seconds}
         more = {"states": states, "forecast": predicted, "left_out": left_out_of(made), "notes": made.notes}
         print(json.dumps({**plan, "rows": rows, **more}, indent=1))
@@ -54,6 +57,8 @@ def print_plan(made: Any, options: argparse.Namespace) -> None:
     print(Table(title, ("row", *made.column_names, "ours"), cells).text(width=120))
     told = ", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to train"
     print(f"\nTrials: {told}. Runs: {store.root}")
+    if made.checkpoints:
+        print(f"Checkpoints: {played} of {tries} evaluations played.")
     for text in left_out_of(made):
         print(text)
     _print_forecast(expected)

@@ -22,7 +22,7 @@ def sweep(
     from vlm4vla.reports import sweep as tables
     from vlm4vla.reports.page import write_report
     from vlm4vla.studies.sweep import sweep as play
-    from vlm4vla.studies.tries import plan, recorded
+    from vlm4vla.studies.tries import note_of, plan, recorded
 
     tries = plan(folder, ways, options.checkpoints or "last")
     there = recorded(tries, resources.shard)
@@ -37,14 +37,14 @@ def sweep(
             f"{total:,} episodes, {played:,} of them played before",
             file=sys.stderr,
         )
-    results = play(folder, tries, resources)
+    results, note = play(folder, tries, resources), note_of(folder)
     found = tables.selection(results)
     if options.json:
-        print(json.dumps(tables.sweep_json(tries, results, found), indent=1))
+        print(json.dumps(tables.sweep_json(tries, results, found, note=note), indent=1))
     else:
-        print(tables.sweep_table(tries, results).text(width=140))
+        print(tables.sweep_table(tries, results, note=note).text(width=140))
         if found is not None:
-            print(f"\n{tables.told(tries, results, found)}")
+            print(f"\n{tables.told(tries, results, found, note=note)}")
     if (folder / "trial.json").exists() and folder.parent.name == "trials":
         out = folder.parents[1]
         page = write_report(out, title=out.name)

@@ -76,8 +76,10 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "name",
     [
         "tabletop",
-        "calvin",
-        pytest.param("libero", marks=[pytest.mark.simulators, pytest.mark.timeout(900)]),
+        pytest.param("calvin", marks=pytest.mark.needs("calvin")),
+        pytest.param(
+            "libero", marks=[pytest.mark.needs("libero"), pytest.mark.simulators, pytest.mark.timeout(900)]
+        ),
     ],
 )
 def test_a_lost_opengl_context_is_an_error_and_costs_nothing(
@@ -108,6 +110,7 @@ def test_a_lost_opengl_context_is_an_error_and_costs_nothing(
     assert again == timeless(play(broken, None, python=python)), "as if nothing had broken"
 
 
+@pytest.mark.needs("calvin")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for children in /proc")
 def test_models_that_vanish_stop_the_evaluation_which_goes_on_when_they_are_back(
     models: Path, tmp_path: Path
@@ -142,6 +145,7 @@ def test_models_that_vanish_stop_the_evaluation_which_goes_on_when_they_are_back
     assert (tmp_path / "out" / "episodes.jsonl").read_bytes().startswith(kept)
 
 
+@pytest.mark.needs("calvin")
 def test_another_version_of_a_simulator_is_told_and_recorded(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def test_the_tables_tell_difference_assumptions_and_gaps(tmp_path: Path) -> None
     for row in shown["General ability"].rows:
         printed, r, difference = (float(cell) for cell in row[2:5])
         assert difference == pytest.approx(r - printed, abs=0.0011)
+        assert float(row[5]) == pytest.approx(r**2, abs=0.006)
         assert printed == FIGURE_3[row[0].split(" ")[0]]
     assert sum("(fitted)" in row[0] for row in shown["General ability"].rows) == 3
     assert any("general VLMs alone" in row[0] for row in shown["Down-weighting"].rows)
@@ -172,5 +173,5 @@ def test_the_command_prints_and_writes_them(tmp_path: Path, capsys: pytest.Captu
     assert "the factor that A.4 does not tell" in (folder / "tables.md").read_text(encoding="utf-8")
     assert "arXiv:2511.21631" in (folder / "index.html").read_text(encoding="utf-8")
     drawn = (folder / "figures" / "ability.svg").read_text(encoding="utf-8")
-    assert drawn.count("<circle") == 27 and "calvin: r = 0.34 (published 0.84)" in drawn
+    assert drawn.count("<circle") == 27 and "calvin: r = 0.34, R² = 0.12 (published r 0.84)" in drawn
     json.loads((folder / "scores.json").read_text(encoding="utf-8"))

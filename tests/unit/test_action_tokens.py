@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +97,17 @@ def test_nothing_to_fit_and_too_much_are_errors() -> None:
         FastTokenizer.fit(chunks(0))
     with pytest.raises(DataError, match="do not fit"):
         FastTokenizer.fit(100 * chunks(10), vocabulary=256)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_tabletops_demonstrations_are_written_in_thirteen_tokens(tmp_path: Path) -> None:
+    """Ten steps of seven numbers with at most 2048 tokens, on held-out demonstrations; FAST's own order needs more."""
+    program = Path(__file__).parents[2] / "perf" / "fast.py"
+    out = tmp_path / "fast.json"
+    subprocess.run([sys.executable, str(program), "--json", str(out)], check=True, capture_output=True)
+    figures = json.loads(out.read_text())["figures"]
+    assert figures["chunks"] > 1000
+    assert figures["dimensions/tokens"] <= 13 < figures["frequencies/tokens"] < 20
+    assert figures["dimensions/error"] <= 0.02 and figures["frequencies/error"] <= 0.02
+    assert figures["dimensions/microseconds"] <= 100 and figures["frequencies/microseconds"] <= 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from vlm4vla.reports import asked as reported
 from vlm4vla.reports.scores import score
 from vlm4vla.reports.study_page import write_study_report
 from vlm4vla.studies.answers import FOLDER, Asked
-from vlm4vla.studies.study import Study
+from vlm4vla.studies.study import Study, StudyRow
 from vlm4vla.tuning.answering import AnsweringVLM
 from vlm4vla.tuning.examples import Exchange
 from vlm4vla.tuning.scoring import score as answered
 from vlm4vla.tuning.scoring import value_of
 from vlm4vla.tuning.tasks import open_task
+
+VLMS = ("tiny-qwen3-vl", "tiny-qwen2.5-vl", "tiny-paligemma-1", "tiny-paligemma-2", "tiny-kosmos-2")
 
 
 def keep(folder: Path, task: str, right: int, of: int = 20) -> Path:
@@ -35,8 +38,9 @@ def rows_of(out: Path, rights: list[int], **tunings: TuneRecipe) -> tuple[Study,
     """Rows that succeed the more often the more their VLMs answer right."""
     rows, folders = [], []
     for number, right in enumerate(rights):
-        trial = dataclasses.replace(make_trial("tiny-qwen3-vl"), name=f"row {number}")
-        trial = dataclasses.replace(trial, tuning=tunings.get(f"row_{number}"))
+        tuning = tunings.get(f"row_{number}")
+        trial = make_trial(VLMS[0 if tuning else number])
+        trial = dataclasses.replace(trial, name=f"row {number}", tuning=tuning)
         folder = write_trial(out, trial, skill=0.2 + 0.035 * right)
         keep(folder, "tabletop-pretraining", right)
         keep(folder, "tabletop-vica", 20 - right)
@@ -59,6 +63,24 @@ def test_what_goes_with_success_is_told(tmp_path: Path) -> None:
     assert {row[6] for row in correlations.rows} == {"5"}
 
 
+def test_a_vlm_counts_once_however_many_policies_were_made_of_it(tmp_path: Path) -> None:
+    study, _ = rows_of(tmp_path, [2, 5, 9, 14, 18])
+    frozen = {}
+    for row in study.rows[:2]:
+        (trial,) = row.trials.values()
+        frozen[row.name] = dataclasses.replace(trial, name=f"{trial.name} frozen")
+        folder = write_trial(tmp_path, frozen[row.name], skill=0.1)
+        keep(folder, "tabletop-pretraining", 2)
+        keep(folder, "tabletop-vica", 18)
+    more = tuple(
+        StudyRow(name=f"{name} frozen", trials={"tabletop": trial}) for name, trial in frozen.items()
+    )
+    study = dataclasses.replace(study, rows=(*study.rows, *more))
+    scores = score(study, tmp_path)
+    _, correlations = reported.tables(reported.read(scores, tmp_path)[0], scores)
+    assert {row[6] for row in correlations.rows} == {"5"}
+
+
 def test_what_tuning_taught_stands_beside_what_it_cost(tmp_path: Path) -> None:
     tuning = TuneRecipe(backbone="tiny-qwen3-vl", tasks=(TaskRecipe(task="tabletop-vqa-mix"),))
     study, _ = rows_of(tmp_path, [16, 2, 9, 9], row_1=tuning)
@@ -78,7 +100,16 @@ def test_the_page_tells_it_and_what_is_damaged(tmp_path: Path) -> None:
     assert '<section id="asked">' in page and 'href="#asked"' in page and "each counting once" in page
     assert "VLMs: what goes with success" in (tmp_path / "report" / "tables.md").read_text()
     path = keep(folders[0], "tabletop-vica", 3)
-    path.write_text("{")
+    whole = path.read_text()
+    for damage in (
+        "{",
+        whole.replace("1.0", "1.5", 1),
+        whole.replace("1.0", "NaN", 1),
+        re.sub(r"\[[^]]*\]", "[]", whole),
+    ):
+        path.write_text(damage)
+        page = write_study_report(study, tmp_path, tmp_path / "report").read_text()
+        assert path.name in page and "--ask" in page
     page = write_study_report(study, tmp_path, tmp_path / "report").read_text()
     assert path.name in page and "--ask" in page
     assert "vlm, row 3" in page.partition('<section id="asked">')[2], "the others are still told"
@@ -88,8 +119,9 @@ def test_rows_whose_vlm_was_not_asked_the_same_are_left_out(tmp_path: Path) -> N
     study, folders = rows_of(tmp_path, [2, 5])
     for path in (folders[1] / FOLDER).iterdir():
         path.unlink()
-    found, _ = reported.read(score(study, tmp_path), tmp_path)
+    found, problems = reported.read(score(study, tmp_path), tmp_path)
     assert [a.row for a in found] == ["vlm, row 0"]
+    assert [row for row, problem in problems if "not asked" in problem] == ["vlm, row 1"]
     for path in (folders[0] / FOLDER).iterdir():
         path.unlink()
     page = write_study_report(study, tmp_path, tmp_path / "report").read_text()

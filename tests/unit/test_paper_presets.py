@@ -8,11 +8,15 @@ from dataclasses import replace
 
 import pytest
 
+from vlm4vla.benchmarks.registry import make_benchmark
+from vlm4vla.benchmarks.rollout import task_and_tier
 from vlm4vla.cli import main
 from vlm4vla.core.errors import RecipeError
-from vlm4vla.core.recipes import Trial, check_policy, check_train, override, to_json
+from vlm4vla.core.recipes import EvaluationRecipe, Trial, check_policy, check_train, override, to_json
+from vlm4vla.studies.paper import STUDIES
 from vlm4vla.studies.paper_presets import PAPER_PRESETS, bridge, calvin, libero
 from vlm4vla.studies.paper_settings import settings_of
+from vlm4vla.studies.study import StudyRow
 
 NINE = (
     "qwen2.5-vl-3b",
@@ -47,6 +51,29 @@ def test_the_papers_numbers(name: str) -> None:
     assert (train.schedule, train.weight_decay) == ("constant", 0)
     assert [recipe.execute for recipe in trial.evaluations] == [chunk, chunk // 2, 1]
     assert (trial.policy.image_size, trial.policy.prompt, trial.policy.freeze) == (224, "long", ())
+
+
+def test_heads_that_draw_noise_play_every_episode_as_often_as_the_paper() -> None:
+    """A.3: 3 runs of CALVIN, 240 plays of a task of SimplerEnv's, 250 of LIBERO's; others act alike each time."""
+    plays = {}
+    for name, preset in PAPER_PRESETS.items():
+        assert {e.repeats for e in preset("qwen3-vl-4b").evaluations} == {1}
+        noisy = preset("paligemma-1-3b", head="flow")
+        (repeats,) = {e.repeats for e in noisy.evaluations}
+        episodes = make_benchmark(noisy.evaluations[0]).episodes()
+        plays[name] = repeats * len(episodes) // len({task_and_tier(e) for e in episodes})
+        told = {s.name: (s.here, s.paper) for s in settings_of(name, noisy)}["plays of each episode"]
+        assert told[0] == str(repeats) and str({"calvin": 3}.get(name, plays[name])) in told[1]
+    assert plays == {"calvin": 3 * 1000, "bridge": 240, "libero": 250}
+    rows = {row.name: row for study in ("table-1", "table-2") for row in STUDIES[study]("paper").rows}
+    repeats = {e.repeats for row in rows.values() if row.name != "pi0" for e in evaluations_of(row)}
+    assert repeats == {1} and {e.repeats for e in evaluations_of(rows["pi0"])} == {10, 5}
+    (pi0,) = (row for row in STUDIES["table-1"]("paper").rows if row.name == "pi0")
+    assert {e.repeats for e in evaluations_of(pi0)} == {3}
+
+
+def evaluations_of(row: StudyRow) -> list[EvaluationRecipe]:
+    return [evaluation for trial in row.trials.values() for evaluation in trial.evaluations]
 
 
 @pytest.mark.parametrize("name", PAPER_PRESETS)

@@ -11,19 +11,21 @@ import pytest
 from run_folders import write_trial
 
 from vlm4vla.cli import main
+from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.studies import published
-from vlm4vla.studies.checks import check_recipe
+from vlm4vla.studies.checks import check_kept, check_recipe
 from vlm4vla.studies.costs import cost_of, count, counted
 from vlm4vla.studies.forecast import forecast, side_by_side
 from vlm4vla.studies.mini import OWN_STUDIES
 from vlm4vla.studies.paper import STUDIES
 from vlm4vla.studies.runs import RunStore
-from vlm4vla.studies.study import Scale, Study, sources_of, with_data
+from vlm4vla.studies.study import Scale, Study, sources_of, with_checkpoints, with_data
 from vlm4vla.tuning.tasks import TASKS
 
 SCALES: tuple[Scale, ...] = ("paper", "tabletop", "mini")
 TEXT = {  # rows, columns, distinct trials at the paper's scale
+    "figure-1": (9, 12, 27),
     "table-1": (11, 6, 11),
     "table-2": (12, 6, 22),
     "figure-3": (9, 3, 27),
@@ -216,6 +218,23 @@ def test_studies_share_what_they_have_in_common() -> None:
     common = STUDIES["table-1"]("paper").rows[2].trials["calvin"]
     for name in ("table-3", "table-5", "table-6", "table-7", "table-8", "table-10", "figure-3", "figure-4"):
         assert common in STUDIES[name]("paper").trials, name
+
+
+def test_figure_4_scores_the_papers_checkpoints() -> None:
+    figure = STUDIES["figure-4"]("paper")
+    assert figure.checkpoints == (10_000, 15_000, 20_000, 25_000, 30_000)
+    assert (
+        figure.trials == STUDIES["table-10"]("paper").trials and not STUDIES["table-10"]("paper").checkpoints
+    )
+    small = {"tabletop": (5000, 7500, 10_000, 12_500, 14_000), "mini": (1000, 1500, 2000, 2400)}
+    for scale, steps in small.items():
+        made = STUDIES["figure-4"](scale)  # type: ignore[arg-type]
+        assert made.name == f"figure-4-{scale}" and made.checkpoints == steps
+        for trial in made.trials:
+            check_kept(trial, steps)
+    mixed = replace(figure, rows=(*figure.rows, *STUDIES["table-8"]("mini").rows))
+    with pytest.raises(RecipeError, match="no common length"):
+        with_checkpoints(mixed)
 
 
 @pytest.mark.parametrize("name", STUDIES)

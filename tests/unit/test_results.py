@@ -12,8 +12,11 @@ import pytest
 from run_folders import chain_result, make_trial, write_lines, write_study, write_trial
 
 from vlm4vla.core.recipes import EvaluationRecipe, TrainRecipe
+from vlm4vla.demonstrations.scripted import SCRIPTED
+from vlm4vla.reports.page import page
 from vlm4vla.reports.records import collect
 from vlm4vla.reports.results import labels, rows, setting_labels, settings, weights_comparisons, write_results
+from vlm4vla.reports.tables import markdown, terminal
 
 SMALL = (EvaluationRecipe(look="A", episodes_per_task=4, execute=3),)
 
@@ -82,6 +85,24 @@ def test_a_damaged_trial_still_has_a_row(tmp_path: Path) -> None:
     (row,) = rows(collect(tmp_path))
     assert (row.backbone, row.episodes, row.rate) == ("unknown", 0, None)
     assert "trial.json: damaged" in row.incomplete
+
+
+def test_whoever_saw_scripted_demonstrations_is_called_so(tmp_path: Path) -> None:
+    for backbone, facts in (("tiny-qwen3-vl", {"scripted": "by a test"}), ("tiny-paligemma-2", {})):
+        folder = write_trial(tmp_path, make_trial(backbone, evaluations=SMALL), skill=0.9)
+        kept = folder / "provenance.json"
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), **facts}))
+    records = collect(tmp_path)
+    assert sorted(labels(records).values()) == [
+        "tiny-paligemma-2, pretrained",
+        f"tiny-qwen3-vl, pretrained ({SCRIPTED})",
+    ]
+    assert {(row.backbone, row.note) for row in rows(records)} == {
+        ("tiny-paligemma-2", ""),
+        ("tiny-qwen3-vl", SCRIPTED),
+    }
+    for text in (terminal(records), markdown(records), page(records, title="Scores")):
+        assert text.count(SCRIPTED) >= 2
 
 
 def test_files_are_identical_apart_from_seconds(study: Path, tmp_path: Path) -> None:

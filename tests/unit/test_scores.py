@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,13 @@ import run_folders
 from run_folders import make_trial, small_study, two_rows, write_evaluation, write_trial
 from scipy import stats
 
-from vlm4vla.core.recipes import EvaluationRecipe, fingerprint
-from vlm4vla.reports.published import chain_variance, separable
+from vlm4vla.benchmarks.records import REPEAT
+from vlm4vla.core.recipes import EvaluationRecipe, fingerprint, to_json
+from vlm4vla.reports.comparisons import episodes_to_separate, power_of
+from vlm4vla.reports.published import chain_variance, separable, separated
 from vlm4vla.reports.scores import across_seeds, compare_seeds, score
+from vlm4vla.reports.study_page import tables_of
+from vlm4vla.reports.tables import DASH
 from vlm4vla.studies import published
 from vlm4vla.studies.paper import STUDIES
 from vlm4vla.studies.study import Column, StudyRow
@@ -44,6 +48,26 @@ def test_what_is_not_there_is_missing_and_not_zero(tmp_path: Path) -> None:
     assert scores.cells["third", "look A"].estimate is None and ("printed", "look A") not in scores.cells
     assert ("tabletop tiny-kosmos-2 pretrained", "has not been started") in scores.problems
     assert len(scores.pairs) == 1
+
+
+def test_plays_of_one_episode_are_not_taken_for_several_episodes(tmp_path: Path) -> None:
+    """Ten plays that always end alike say no more than one does: the interval is that of the episodes."""
+    recipe = EvaluationRecipe(look="A", tasks=("press",), episodes_per_task=20, execute=3, repeats=10)
+    trial = make_trial("tiny-qwen3-vl", evaluations=(recipe,))
+    folder = write_trial(tmp_path, trial, skill=None)
+    where = folder / "evaluations" / fingerprint(recipe)
+    where.mkdir(parents=True)
+    run_folders.write_json(where / "evaluation.json", to_json(recipe))
+    results = [
+        run_folders.episode_result(f"A/press/{n}{REPEAT * (r > 0)}{r or ''}", "press", "one", n % 2 == 0)
+        for n in range(20)
+        for r in range(10)
+    ]
+    run_folders.write_lines(where / "episodes.jsonl", [asdict(result) for result in results])
+    cell = score(small_study(("one", {"tabletop": trial})), tmp_path).cells["one", "look A"]
+    assert cell.episodes == 200 and cell.estimate is not None and cell.estimate.value == 50
+    half = stats.t.isf(0.025, 19) * 100 * np.std([0, 1] * 10, ddof=1) / np.sqrt(20)
+    assert cell.estimate.high - 50 == pytest.approx(half) and half > 20
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
@@ -107,6 +131,58 @@ def test_seeds_are_averaged_and_compared_as_pairs(tmp_path: Path) -> None:
     assert {difference.name for difference in scores.differences if not difference.intended} == set()
 
 
+def test_cells_of_a_row_are_compared_where_their_trials_played_the_same(tmp_path: Path) -> None:
+    """The question of Tables 4, 5 and 7: not that of looks, of benchmarks or of one trial's measures."""
+    sizes = {"64": 0.9, "128": 0.9, "192": 0.4}
+    recipes = tuple(EvaluationRecipe(look=look, episodes_per_task=20, execute=3) for look in "AD")
+    trials = {}
+    for size, skill in sizes.items():
+        shown = tuple(replace(recipe, image_size=int(size)) for recipe in recipes)
+        trial = make_trial("tiny-qwen3-vl", evaluations=shown)
+        trials[size] = replace(trial, policy=replace(trial.policy, image_size=int(size)))
+        write_trial(tmp_path, trials[size], skill=skill)
+    other = replace(recipes[0], benchmark="tabletop-seen")
+    trials["seen"] = make_trial("tiny-qwen3-vl", evaluations=(other,))
+    write_trial(tmp_path, trials["seen"], skill=0.9)
+    columns = [Column(name=f"{name}, {look}", trial=name, look=look) for name in sizes for look in "AD"]
+    columns += [
+        Column(name="seen", trial="seen", look="A"),
+        Column(name="one", trial="64", look="A", goals=1),
+    ]
+    study = small_study(("one", trials), columns=tuple(columns))
+    scores = score(study, tmp_path)
+    found = {(pair.column.name, pair.against.name): pair for pair in scores.within}
+    assert not scores.pairs and set(found) == {
+        (f"{one}, {look}", f"{two}, {look}")
+        for look in "AD"
+        for one, two in (("64", "128"), ("64", "192"), ("128", "192"))
+    }
+    assert all(pair.comparison.paired and pair.first == pair.second == "one" for pair in found.values())
+    far, near = found["64, A", "192, A"], found["64, A", "128, A"]
+    assert far.differs and far.comparison.difference.low > 0.2 and not near.differs
+    least = min(found.values(), key=lambda pair: pair.comparison.p_value)
+    assert least.adjusted_p == pytest.approx(6 * least.comparison.p_value)  # all of the row are one family
+    (table,) = (t for t in tables_of(scores) if t.title.startswith("Columns"))
+    assert len(table.rows) == 6 and table.rows[1][:3] == ("one", "64, A", "192, A")
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"), [("table-4", 3), ("table-5", 18), ("table-7", 12), ("table-2", 0), ("table-3", 0)]
+)
+def test_the_papers_tables_are_compared_along_their_rows(name: str, pairs: int, tmp_path: Path) -> None:
+    study = STUDIES[name]("paper")
+    rows = []
+    for row in study.rows:
+        trials = {}
+        for column, trial in row.trials.items():
+            played = replace(trial.evaluations[0], episodes_per_task=4)
+            trials[column] = replace(trial, evaluations=(played,))
+            write_trial(tmp_path, trials[column], skill=0.5)
+        rows.append(replace(row, trials=trials))
+    study = replace(study, rows=tuple(rows))
+    assert len(score(study, tmp_path).within) == pairs
+
+
 def test_intervals_over_seeds_are_students_or_the_episodes() -> None:
     spread = [{str(i): float(i < 10 + 20 * seed) for i in range(100)} for seed in range(3)]
     found = across_seeds(spread)
@@ -165,7 +241,37 @@ def test_what_the_papers_own_n_separates() -> None:
     told = {row[0]: row for row in table.rows}
     assert told["cube"][2] == "0 of 66" and told["simpler"][1] == "96" and set(told) >= {"carrot", "libero"}
     assert float(told["carrot"][2].split()[0]) < 15  # few, at 24 trials
-    assert separable(STUDIES["table-4"]("paper")) is None
+    assert separable(STUDIES["table-4"]("paper")) is None and separated(STUDIES["table-4"]("paper")) is None
+    # The two best of LIBERO are far from each other's reach, those of the eggplant are equal.
+    assert told["libero"][3:] == ("thinkact against qwen3-vl-2b", "p < 0.001", "100 %", told["libero"][6])
+    assert told["eggplant"][4:] == ("p = 1.00", "0 %", DASH)
+    first, second = 0.75, 0.625
+    assert told["carrot"][3] == "paligemma-2-3b against pi0"
+    assert told["carrot"][5:] == (
+        f"{100 * power_of(first, second, 24):.0f} %",
+        str(episodes_to_separate(first, second)),
+    )
+
+
+@pytest.mark.parametrize("name", ["table-1", "table-2"])
+def test_the_pairs_that_the_papers_n_separates_are_named(name: str) -> None:
+    study = STUDIES[name]("paper")
+    counted, listed = separable(study), separated(study)
+    assert counted is not None and listed is not None
+    for number, column in enumerate(listed.columns[2:], start=2):
+        cells = {(row[0], row[1]): row[number] for row in listed.rows if row[number] != DASH}
+        (told,) = (row[2] for row in counted.rows if row[0] == column)
+        assert told.startswith(f"{len(cells)} of ")
+        for (first, second), cell in cells.items():
+            printed = {row.name: row.published[column] for row in study.rows if row.name in (first, second)}
+            difference, p = cell.split(" ", 1)
+            assert float(difference) == pytest.approx(printed[first] - printed[second], rel=1e-3)
+            assert "p < 0.001" in p or float(p.strip("(p =)")) < 0.05
+    if name == "table-2":
+        (openvla,) = (row for row in listed.rows if row[:2] == ("openvla-7b", "pi0"))
+        n, tries = 24, 66
+        p = stats.fisher_exact([[1, n - 1], [15, n - 15]]).pvalue
+        assert openvla[2] == "-58.3 (p = 0.002)" and p * tries > 0.0015 and p * (tries - 8) < 0.0025
 
 
 def test_the_variance_of_a_chain_follows_from_the_rates() -> None:

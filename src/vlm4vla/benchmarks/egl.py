@@ -1,4 +1,6 @@
-"""Whether a simulator still draws: PyBullet and MuJoCo say nothing when their OpenGL context is lost.
+"""Whether a simulator still draws, and what to do where it does not.
+
+PyBullet and MuJoCo say nothing when their OpenGL context is lost.
 
 Without a check PyBullet then returns its last picture again and again, in later episodes too, and MuJoCo a wrong one
 (`test_a_lost_opengl_context_is_an_error_and_costs_nothing`).
@@ -24,6 +26,11 @@ def require_context(who: str) -> None:
             f"{who}: its OpenGL context was lost, so that its pictures show nothing of the episode: the graphics "
             "driver was reset, or something else took the context in this process"
         )
+
+
+def instead(renderer: str) -> str:
+    """How a user chooses another renderer, for the end of a message."""
+    return f"`--renderer {renderer}` (evaluate, study, simulators) or `--set evaluation.renderer={renderer}` (train)"
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from vlm4vla.benchmarks.software import software_of
 from vlm4vla.benchmarks.wire import START, Reply, Request
 from vlm4vla.benchmarks.workers import LocalWorker, WorkerProcess
 from vlm4vla.core.errors import SimulatorError
-from vlm4vla.core.interfaces import Benchmark
+from vlm4vla.core.interfaces import Benchmark, Isolated
 
 _STARTS = 2
 """How often in a row a worker may fail to start before it is given up."""
@@ -47,7 +47,10 @@ class _Seat:
 
 
 class Pool:
-    """`places` environments in `workers` processes; 0 workers: in this process."""
+    """`places` environments in `workers` processes; 0 workers: in this process.
+
+    What is `Isolated` is never played in this process, and has one place in each; nor is what a `python` is named for.
+    """
 
     def __init__(
         self,
@@ -59,8 +62,17 @@ class Pool:
         python: str | None = None,
         memory: int = 0,
     ) -> None:
-        """A worker of one place that holds more than `memory` bytes (0: any number) is replaced before an episode."""
+        """A worker of one place that holds more than `memory` bytes (0: any number) is replaced before an episode.
+
+        `python` is the interpreter of the processes, by default the benchmark's own.
+        """
         self.benchmark = benchmark
+        if isinstance(benchmark, Isolated):
+            workers = max(1, workers)
+            places = min(places, workers)
+            python = python or benchmark.python
+        elif python is not None:
+            workers = max(1, workers)
         self._local = workers == 0
         self._time_limit = time_limit
         self._python = python

@@ -26,8 +26,6 @@ class BenchmarkEntry:
     """Its name among `simulators.SIMULATORS`, where it is another's."""
     shows: tuple[str, ...] = ()
     """What it can show beside the third-person picture, in the factory's argument `shows`."""
-    per_worker: int | None = None
-    """Environments that one process can have; None: any number."""
     memory: float = 0.3
     """GB that a worker is planned with, its measured peak; one that holds more is replaced between episodes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -57,7 +55,6 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
             arguments={"suite": suite},
             simulator="libero",
             shows=("wrist_image", "state"),
-            per_worker=1,
             memory=2.4,
             defaults={"look": "", "renderer": "egl", "image_size": 256, "episodes_per_task": 0, "tasks": ()},
         )
@@ -68,7 +65,6 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         fields={"episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
         shows=("wrist_image", "state"),
-        per_worker=1,
         memory=1.0,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
@@ -77,7 +73,6 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         fields={"tasks": "tasks", "episodes": "episodes_per_task", "renderer": "renderer"},
         simulator="calvin",
         shows=("wrist_image", "state"),
-        per_worker=1,
         memory=1.0,
         defaults={"look": "", "renderer": "egl", "image_size": 200, "episodes_per_task": 0, "tasks": ()},
     ),
@@ -86,7 +81,6 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         fields={name: name for name in ("tasks", "episodes_per_task", "image_size")},
         arguments={"renderer": "lavapipe"},
         simulator="simpler",
-        per_worker=1,
         memory=1.3,
         defaults={"look": "", "renderer": "lavapipe", "image_size": 224, "episodes_per_task": 0, "tasks": ()},
     ),

@@ -58,7 +58,8 @@ def replay(
 ) -> list[Replay]:
     """Play recorded episodes of an evaluation's folder again; none named: all but those that ended in an error.
 
-    `video` receives what the one named episode showed, every step. `say` is told how many of how many are done.
+    `workers` and `python` as for `evaluate`. `video` receives what the one named episode showed, every step. `say` is
+    told how many of how many are done.
 
     Raises: RunError where nothing is recorded or a log is damaged, RecipeError for an episode that is not recorded or
     a video of several, SimulatorError when no worker starts. What is wrong with one episode is its `difference`.

@@ -42,6 +42,7 @@ def evaluate(
     workers: int = 2,
     videos: int = 0,
     progress: bool | Progress = True,
+    note: str = "",
     episodes: Sequence[EpisodeSpec] | None = None,
     time_limit: float = 120.0,
     python: str | None = None,
@@ -56,10 +57,11 @@ def evaluate(
     count as known.
 
     `execute` actions of every chunk are carried out; a completed goal drops the rest. `environments` episodes are
-    under way at once (twice the predictor's batch size keeps everyone busiest) in `workers` processes of the
-    interpreter `python`, or in this process with 0. Neither changes a result. `folder` receives episodes.jsonl and
+    under way at once (twice the predictor's batch size keeps everyone busiest) in `workers` processes, or in this
+    process with 0; never there where the benchmark is `Isolated` or a `python`, the interpreter of the processes, is
+    named, by default the benchmark's own. Neither changes a result. `folder` receives episodes.jsonl and
     videos of the first `videos` episodes of each task; calling again with it continues an interrupted evaluation
-    and plays episodes that ended in an error once more.
+    and plays episodes that ended in an error once more. `note` is what progress says of the policy.
 
     An environment that raises, dies or gives no answer for `time_limit` seconds costs its episode, which is recorded
     as an error. Simulators leak: a worker of one environment that holds more than `memory` bytes (0: any number) is
@@ -93,7 +95,8 @@ def evaluate(
             display = progress
             display.begin(done)
         else:
-            display = Progress(benchmark.name, len(plays), done, shown=progress)
+            name = f"{benchmark.name} ({note})" if note else benchmark.name
+            display = Progress(name, len(plays), done, shown=progress)
         if missing:
             pool = Pool(
                 benchmark,

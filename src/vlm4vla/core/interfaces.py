@@ -34,6 +34,11 @@ class DemonstrationSource(Protocol):
         """Changes whenever any demonstration would."""
         ...
 
+    @property
+    def scripted(self) -> str:
+        """Who made them, where a scripted expert did; empty for others."""
+        ...
+
     def __len__(self) -> int:
         """Number of episodes."""
         ...
@@ -125,6 +130,16 @@ class Benchmark(Protocol):
 
     def recipe(self) -> tuple[str, Mapping[str, Any]]:
         """How a worker process constructs an equal benchmark: `module:callable` and its JSON keyword arguments."""
+        ...
+
+
+@runtime_checkable
+class Isolated(Protocol):
+    """A benchmark whose environments are played in processes of their own only, one in each, and by which Python."""
+
+    @property
+    def python(self) -> str | None:
+        """The interpreter that has its simulator; None: the one that asks. Raises: SimulatorError when none has."""
         ...
 
 

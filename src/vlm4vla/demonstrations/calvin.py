@@ -5,6 +5,7 @@
       lang_annotations/auto_lang_ann.npy   language.ann, language.task, info.indx: sentence, task, (start, end)
       scene_info.npy                       first and last frame of every scene; wrong in old downloads, often absent
       ep_start_end_ids.npy                 first and last frame of every stretch of play
+      scripted.json                        beside those of our scripted expert
 
 `end` is exclusive. CALVIN's annotator writes (start, start + number of frames)
 (`automatic_lang_annotator_mp.py`, `label_seq`); the released code of the paper starts samples at start .. end - 1 and
@@ -33,6 +34,7 @@ from vlm4vla.demonstrations.calvin_spans import (
 )
 from vlm4vla.demonstrations.frames import LazyFrames, Pixels
 from vlm4vla.demonstrations.recordings import Recording
+from vlm4vla.demonstrations.scripted import note_of
 
 ACTION, STATE = "rel_actions", "robot_obs"
 SPLITS = ("training", "validation")
@@ -68,6 +70,7 @@ class CalvinSource:
         self.spans = read_spans(annotations_of(self.folder))
         self.files = FrameFiles.find(self.folder)
         self.scenes = read_scenes(self.folder)
+        self.scripted = note_of(self.folder)
         self._chosen, self.missing = self._present()
         self._keys = self._check_keys()
         content = [self.files.prefix, self.files.digits, self._contents()]

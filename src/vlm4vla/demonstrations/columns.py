@@ -50,6 +50,7 @@ class ColumnSource(ABC):
         self.name: str = self.manifest["name"]
         self.action_spec = ActionSpec(**self.manifest["action_spec"])
         self.fingerprint: str = self.manifest["fingerprint"]
+        self.scripted: str = self.manifest.get("scripted", "")
         self.actions: Float32[np.ndarray, "frames 7"] = self.column("actions.npy")
         self.ends: Int64[np.ndarray, " episodes"] = self.column("episode_ends.npy")
         self._lines: Int64[np.ndarray, " episodes_and_one"] = self.column("lines.npy")

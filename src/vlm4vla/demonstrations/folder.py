@@ -28,6 +28,7 @@ from vlm4vla.core.errors import DataError
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.demonstrations.frames import FileFrames, codec_of, encoded_size
 from vlm4vla.demonstrations.recordings import Recording
+from vlm4vla.demonstrations.scripted import note_of
 from vlm4vla.demonstrations.video_frames import VideoFrames, frame_rate
 
 _VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
@@ -51,6 +52,7 @@ class FolderSource:
         lost = len(rows) - len(self._rows)
         self.missing = MappingProxyType({"episodes": lost} if lost else {})
         self.action_spec = _action_spec(self.folder / "actions.json")
+        self.scripted = note_of(self.folder)
 
     @property
     def fingerprint(self) -> str:

@@ -177,6 +177,7 @@ class IndexedSource(ColumnSource):
                 f"{self.place.folder}: its files have changed since their columns were read into {self.folder}. "
                 "Delete that folder; the same command reads them again"
             )
+        self.scripted = self._reader.scripted
         self._recordings: Int64[np.ndarray, " episodes"] = self.column("recordings.npy")
         self._remembered: OrderedDict[int, Sequence[UInt8[np.ndarray, "height width 3"]]] = OrderedDict()
 

@@ -54,6 +54,7 @@ class LeRobotSource:
             raise unknown_name("column", action, features)
         self._action, self._state = action, state if state in features else None
         self.name = str(self.info.get("vlm4vla", {}).get("source") or self.folder.name)
+        self.scripted = str(self.info.get("vlm4vla", {}).get("scripted", ""))
         read = read_v3 if self.info["codebase_version"].startswith("v3") else read_v2
         everything = read(self.folder, self.info, self.camera if self._is_video else None)
         there = everything.there()

@@ -47,11 +47,12 @@ def write_lerobot(
     fps: int,
     video: bool = False,
     robot: str = "unknown",
+    scripted: str = "",
 ) -> Path:
     """Write demonstrations as they come, whole or not at all; a folder that exists is never overwritten.
 
     Frames become an image column, where JPEG and PNG bytes stay as they are and raw pixels become JPEGs of quality 95;
-    with `video` they become H.264, a tenth of the size, which loses a little more.
+    with `video` they become H.264, a tenth of the size, which loses a little more. `scripted` is their reader's.
 
     Raises: DataError for a folder that exists, no demonstrations, or frames of different sizes.
     """
@@ -61,7 +62,9 @@ def write_lerobot(
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
     try:
-        _Writer(partial, fps=fps, video=video).write(demonstrations, name, action_spec, robot)
+        told = {"source": name, "action_spec": action_spec.to_json()}
+        told |= {"scripted": scripted} if scripted else {}
+        _Writer(partial, fps=fps, video=video).write(demonstrations, told, robot)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(folder)
     finally:
@@ -83,7 +86,7 @@ class _Writer:
         self._columns: dict[str, list[np.ndarray]] = {name: [] for name in ("action", *_SCALARS)}
         self._pixels = _Pixels()
 
-    def write(self, demonstrations: Iterable[Demonstration], name: str, spec: ActionSpec, robot: str) -> None:
+    def write(self, demonstrations: Iterable[Demonstration], told: Mapping[str, Any], robot: str) -> None:
         try:
             for demonstration in demonstrations:
                 self._add(demonstration)
@@ -91,8 +94,8 @@ class _Writer:
             self._close_table()
             self._close_film()
         if self.size is None:
-            raise DataError(f"{name}: no demonstrations; check the task and episode filters")
-        self._write_meta(name, spec, robot)
+            raise DataError(f"{told['source']}: no demonstrations; check the task and episode filters")
+        self._write_meta(told, robot)
 
     def _add(self, demonstration: Demonstration) -> None:
         length = len(demonstration.actions)
@@ -197,7 +200,7 @@ class _Writer:
             self._film.close()
             self._film = None
 
-    def _write_meta(self, name: str, spec: ActionSpec, robot: str) -> None:
+    def _write_meta(self, told: Mapping[str, Any], robot: str) -> None:
         assert self.size is not None
         info = {
             "codebase_version": "v3.0",
@@ -213,7 +216,7 @@ class _Writer:
             "data_path": _DATA,
             "video_path": _VIDEO if self.video else None,
             "features": _features(self.size, self.fps, self.video),
-            "vlm4vla": {"source": name, "action_spec": spec.to_json()},
+            "vlm4vla": told,
         }
         meta = self.folder / "meta"
         (meta / "info.json").write_text(json.dumps(info, indent=4), encoding="utf-8")

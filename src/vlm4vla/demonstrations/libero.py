@@ -1,7 +1,8 @@
 """LIBERO's HDF5 files: one a task, its demonstrations in it.
 
     <task>_demo.hdf5
-      data                        attributes: problem_info (JSON with language_instruction), num_demos, ...
+      data                        attributes: problem_info (JSON with language_instruction), num_demos, ...;
+                                  `scripted` and `note` in those of our scripted expert
         demo_0, demo_1, ...       attribute: num_samples
           actions                 float64 [steps, 7]
           obs/agentview_rgb       uint8 [steps, height, width, 3], upside down as the simulator draws it
@@ -30,6 +31,7 @@ from vlm4vla.core.errors import DataError
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.demonstrations.frames import LazyFrames, Pixels
 from vlm4vla.demonstrations.recordings import Recording
+from vlm4vla.demonstrations.scripted import NO_NOTE, together
 
 STATE = ("ee_states", "gripper_states")
 """Observations that make a recording's state, side by side: the eight numbers of the regenerated LIBERO sets."""
@@ -52,6 +54,7 @@ class LiberoSource:
     def __init__(self, path: str | Path, *, camera: str = "agentview_rgb") -> None:
         self.path, self.camera = Path(path), camera
         tasks = [_read_task(file) for file in _find_files(self.path)]
+        self.scripted = together(*(task.scripted for task in tasks))
         self._demos = [(task, number) for task in tasks for number in task.demos]
         self._fingerprint = fingerprint(camera, [task.to_json() for task in tasks])
         self._open = functools.lru_cache(maxsize=_OPEN_FILES)(_OpenFile)
@@ -155,6 +158,7 @@ class _Task:
     path: Path
     instruction: str
     demos: tuple[int, ...]
+    scripted: str
 
     @property
     def name(self) -> str:
@@ -196,7 +200,8 @@ def _read_task(path: Path) -> _Task:
             f"{path}: num_demos is {attributes['num_demos']}, but {len(names)} are there. {_HINT}"
         )
     demos = tuple(sorted(int(number[1]) for number in numbers if number))
-    return _Task(path, _instruction(path, attributes.get("problem_info")), demos)
+    note = str(attributes.get("note") or NO_NOTE) if attributes.get("scripted") else ""
+    return _Task(path, _instruction(path, attributes.get("problem_info")), demos, note)
 
 
 def _instruction(path: Path, problem_info: str | bytes | None) -> str:

@@ -74,13 +74,14 @@ def write_packed(
     name: str,
     action_spec: ActionSpec,
     fingerprint: str,
+    scripted: str = "",
     jpeg_quality: int | None = None,
 ) -> PackedSource:
     """Write demonstrations as they come, in constant memory, or reuse the folder when it holds this fingerprint.
 
     `jpeg_quality` (1 to 100) makes JPEGs of raw frames, which loses a little and takes a tenth of the room for camera
     images; frames that are encoded already stay as they are. A folder that exists is never overwritten. Nothing is
-    left behind when the demonstrations end in an error.
+    left behind when the demonstrations end in an error. `scripted` is their reader's.
 
     Raises: DataError when the folder is damaged or holds another fingerprint, or a demonstration is malformed.
     """
@@ -113,6 +114,7 @@ def write_packed(
             "name": name,
             "action_spec": action_spec.to_json(),
             "fingerprint": fingerprint,
+            "scripted": scripted,
             "codec": stored_as[0],
             "image_size": list(stored_as[1]),
             "counts": columns.counts,

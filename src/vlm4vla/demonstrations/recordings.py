@@ -45,6 +45,11 @@ class Reader(Protocol):
         ...
 
     @property
+    def scripted(self) -> str:
+        """Who made them, where a scripted expert did; empty for others."""
+        ...
+
+    @property
     def missing(self) -> Mapping[str, int]:
         """What its metadata names and the disk lacks, e.g. `{"episodes": 3}`; empty when all is there."""
         ...

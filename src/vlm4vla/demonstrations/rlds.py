@@ -24,6 +24,7 @@ from vlm4vla.core.recipes import fingerprint
 from vlm4vla.demonstrations import tfds
 from vlm4vla.demonstrations.frames import Codec, EncodedFrames, codec_of, encoded_size
 from vlm4vla.demonstrations.recordings import Recording
+from vlm4vla.demonstrations.scripted import note_of
 from vlm4vla.demonstrations.tfds import Column
 from vlm4vla.demonstrations.tfrecords import (
     Span,
@@ -75,6 +76,7 @@ class RldsSource:
     ) -> None:
         self.folder, self._checksums = _version_folder(Path(folder)), checksums
         self._split = tfds.read_split(self.folder, split)
+        self.scripted = note_of(self.folder)
         self._chosen = _choose(self.folder, camera, instruction, tuple(actions), tuple(state))
         self._arguments: dict[str, Any] = {
             "split": split,

@@ -21,6 +21,7 @@ from vlm4vla.demonstrations.indexed import IndexedSource, Place, Progress, find,
 from vlm4vla.demonstrations.packed import PackedSource
 from vlm4vla.demonstrations.recordings import Reader
 from vlm4vla.demonstrations.remote import local
+from vlm4vla.demonstrations.scripted import together
 
 _JOINED = "joined.json"
 
@@ -35,6 +36,7 @@ class JoinedSource:
         self.parts, self.weights = tuple(parts), tuple(weights)
         self.name = " + ".join(part.name for part in parts)
         self.action_spec: ActionSpec = parts[0].action_spec
+        self.scripted = together(*(part.scripted for part in parts))
         self.fingerprint = fingerprint([part.fingerprint for part in parts], list(weights))
         self._ends = list(itertools.accumulate(len(part) for part in parts))
 

@@ -150,6 +150,7 @@ def _recomputed(held: VLMScores, outcomes: Mapping[str, Numbers], own: Mapping[s
                         f"{printed:+.3f}",
                         f"{found.r.value:+.3f}",
                         f"{found.r.value - printed:+.3f}",
+                        f"{found.r_squared:.2f}",
                         _interval(found.r),
                         _interval(bootstrapped(x, y)),
                         p_text(found.p_value),
@@ -158,7 +159,7 @@ def _recomputed(held: VLMScores, outcomes: Mapping[str, Numbers], own: Mapping[s
                     )
                 )
     columns = (
-        *("column", "VLMs", "published r", "r", "difference", "Fisher 95 %", "bootstrap 95 %", "p"),
+        *("column", "VLMs", "published r", "r", "difference", "R²", "Fisher 95 %", "bootstrap 95 %", "p"),
         *("leaving one out", "the one that matters most"),
     )
     return Table("General ability: the paper's r computed again", columns, tuple(rows))

@@ -1,4 +1,4 @@
-"""What a study's VLMs answered before they became policies, beside how well these act: section, figure and tables.
+"""What the VLMs answered that a study's policies were made of, beside how well these act: section, figure and tables.
 
 Read from what `vlm4vla study NAME --ask` kept beside the runs. It is the paper's Figure 3 with one's own VLMs, and for
 VLMs that were tuned before (Table 10) what tuning taught them and what it cost.
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vlm4vla.core.errors import RunError
-from vlm4vla.core.recipes import Trial, fingerprint
+from vlm4vla.core.recipes import Trial, TuneRecipe, fingerprint
 from vlm4vla.reports import sections
 from vlm4vla.reports.ability import Numbers, bootstrapped, correlated
 from vlm4vla.reports.ability_figure import GAP, SIDE, TOP, panel
@@ -37,6 +37,11 @@ class Answered:
     trial: Trial
     by_task: Mapping[str, Asked]
 
+    @property
+    def vlm(self) -> tuple[str, str, TuneRecipe | None]:
+        """What tells VLMs apart: rows whose policies were trained in other ways may share one."""
+        return self.trial.policy.backbone, self.trial.policy.weights, self.trial.tuning
+
     def score(self, task: str) -> float:
         """Percent."""
         tasks = list(self.by_task) if task == _EVERY else [task]
@@ -56,13 +61,22 @@ def read(scores: StudyScores, runs: Path) -> tuple[list[Answered], list[tuple[st
                 continue
             if asked:
                 found.append((row.name, trial, {(a.task, a.questions): a for a in asked}))
+    asked_of = {row for row, _, _ in found}
+    scored = {row for (row, _), cell in scores.cells.items() if cell.estimate is not None}
+    problems += [(row, "its VLM was not asked; --ask asks it") for row in scored - asked_of if found]
     shared = [key for key in found[0][2] if all(key in kept for _, _, kept in found)] if found else []
+    if found and not shared:
+        problems.append(
+            (found[0][0], "its VLM was asked other questions than the rest; --ask asks all the same")
+        )
     order = [] if scores.study.asked is None else [task.task for task in scores.study.asked.tasks]
     shared.sort(key=lambda key: order.index(key[0]) if key[0] in order else len(order))
     if not shared:
         return [], problems
+    names = [key[0] for key in shared]
+    labels = {key: key[0] if names.count(key[0]) == 1 else f"{key[0]} ({key[1]})" for key in shared}
     return [
-        Answered(row=row, trial=trial, by_task={key[0]: kept[key] for key in shared})
+        Answered(row=row, trial=trial, by_task={labels[key]: kept[key] for key in shared})
         for row, trial, kept in found
     ], problems
 
@@ -90,7 +104,8 @@ def figure(found: Sequence[Answered], scores: StudyScores) -> Drawing | None:
         title = f"{name}: r = {r.r.value:.2f} [{r.r.low:.2f}, {r.r.high:.2f}]"
         names = _short(list(outcome))
         values = ({names[row]: numbers[row] for row in outcome} for numbers in (first, outcome))
-        panel(drawing, GAP / 2 + place * (SIDE + GAP), title, f"{task}, %", *values, filled=names.values())
+        left, rows = GAP / 2 + place * (SIDE + GAP), {name: row for row, name in names.items()}
+        panel(drawing, left, title, f"{task}, %", *values, filled=names.values(), rows=rows)
     return drawing
 
 
@@ -106,12 +121,13 @@ def asked_section(found: Sequence[Answered], scores: StudyScores) -> Html | None
         shown.append(element("p", f"{table.title.partition(': ')[2]}:", class_="note"))
         shown.append(element("div", sections.plain_table(table), class_="card scroll"))
     note = (
-        "Every row's VLM is asked the same held-out questions before it becomes a policy, and answers greedily. A "
-        "score is the share of right answers, or one less the error where an error is measured."
+        "The VLM that every row's policy was made of is asked the same held-out questions, and answers greedily. A "
+        "score is the share of right answers, or 1 minus the error where an error is measured. The mean of all tasks "
+        "puts both together, and what guessing would give differs between them."
     )
     caution = (
-        "Correlations are over rows, each counting once: with so few, one row can make them. What goes with success "
-        "need not be what brings it."
+        "Correlations are over VLMs, each counting once, with the mean success of the rows that were made of it: with "
+        "so few, one of them can make a correlation. What goes with success need not be what brings it."
     )
     return section("asked", "VLMs", note, *shown, element("p", caution, class_="note"))
 
@@ -122,13 +138,15 @@ def _measures(found: Sequence[Answered]) -> list[str]:
 
 
 def _outcomes(found: Sequence[Answered], scores: StudyScores) -> dict[str, Numbers]:
-    """By column, of the rows that were asked and scored."""
+    """By column and the first row of every VLM that was asked: the mean of its scored rows."""
     made: dict[str, Numbers] = {}
     for name in scores.study.column_names:
-        cells = {answered.row: scores.cells.get((answered.row, name)) for answered in found}
-        made[name] = {
-            row: cell.estimate.value for row, cell in cells.items() if cell is not None and cell.estimate
-        }
+        values: dict[object, tuple[str, list[float]]] = {}
+        for answered in found:
+            cell = scores.cells.get((answered.row, name))
+            if cell is not None and cell.estimate is not None:
+                values.setdefault(answered.vlm, (answered.row, []))[1].append(cell.estimate.value)
+        made[name] = {row: float(np.mean(of_vlm)) for row, of_vlm in values.values()}
     return made
 
 
@@ -142,7 +160,7 @@ def _scores_table(found: Sequence[Answered]) -> Table:
             cells.append(_text(estimate) + (f", {asked.unreadable} unreadable" if asked.unreadable else ""))
         rows.append((answered.row, *cells))
     columns = ("row", *(f"{task}, n = {len(a.values)}" for task, a in found[0].by_task.items()))
-    return Table("VLMs: what they answer before they become policies, %", columns, tuple(rows))
+    return Table("VLMs: what they answered, %", columns, tuple(rows))
 
 
 def _tuning_table(found: Sequence[Answered]) -> Table:
@@ -194,10 +212,10 @@ def _success_table(found: Sequence[Answered], scores: StudyScores) -> Table:
         "Fisher 95 %",
         "bootstrap 95 %",
         "corrected p",
-        "rows",
+        "VLMs",
         "without any one",
     )
-    return Table("VLMs: what goes with success over rows", columns, told)
+    return Table("VLMs: what goes with success", columns, told)
 
 
 def _untuned(answered: Answered, found: Sequence[Answered]) -> Answered | None:

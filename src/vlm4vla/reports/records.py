@@ -18,6 +18,7 @@ from vlm4vla.benchmarks.records import logs
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe, Trial, fingerprint, from_json
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import told_of
 
 RANDOM_POLICY = "random-policy"
 
@@ -100,6 +101,11 @@ class TrialRecord:
         if self.trial.train.steps == 0:
             return "none" if self.backbone == RANDOM_POLICY else "given"
         return self.trial.policy.weights
+
+    @property
+    def note(self) -> str:
+        """`trained on scripted demonstrations`; empty for others."""
+        return told_of(self.provenance)
 
     @property
     def is_trained(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 from vlm4vla.benchmarks.records import REPEAT
 from vlm4vla.core.recipes import EvaluationRecipe, fingerprint
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import labelled
 from vlm4vla.reports import estimates
 from vlm4vla.reports.estimates import Comparison, Estimate
 from vlm4vla.reports.records import EvaluationRecord, TrialRecord, broke
@@ -36,6 +37,8 @@ class Row:
     backbone: str
     weights: str
     """`pretrained`, `random`, or `none` for the random policy."""
+    note: str
+    """`trained on scripted demonstrations`; empty for others."""
     train_steps: int
     train_seed: int
     evaluation: str
@@ -123,7 +126,7 @@ def evaluation_rows(record: TrialRecord, evaluation: EvaluationRecord) -> list[R
 
 def labels(records: Sequence[TrialRecord]) -> dict[str, str]:
     """What a report calls each trial, by fingerprint; those that would be called the same get more of a name."""
-    found = {record.fingerprint: _label(record) for record in records}
+    found = {record.fingerprint: labelled(_label(record), record.note) for record in records}
     by_name = {record.fingerprint: record.trial.name for record in records if record.trial}
     by_fingerprint = {record.fingerprint: record.fingerprint[:6] for record in records}
     for longer in (by_name, by_fingerprint):
@@ -246,6 +249,7 @@ def _row(
         name=trial.name if trial else "",
         backbone=record.backbone,
         weights=record.weights,
+        note=record.note,
         train_steps=trial.train.steps if trial else 0,
         train_seed=trial.train.seed if trial else 0,
         evaluation=evaluation.fingerprint if evaluation else "",

@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlm4vla.benchmarks.records import REPEAT
 from vlm4vla.core.recipes import Trial, fingerprint, to_json
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import labelled
 from vlm4vla.reports import estimates
 from vlm4vla.reports.comparisons import (
     Selection,
@@ -63,15 +65,18 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPair:
-    """Two rows of one column."""
+    """Two rows of one column, or one row in two."""
 
     column: Column
+    """The first's."""
+    against: Column
+    """The second's: the same, or that of another trial of the row on the same episodes."""
     first: str
     second: str
     comparison: Comparison
     """First minus second; success as shares of 1."""
     adjusted_p: float
-    """Holm's, over the pairs of this column."""
+    """Holm's, over the pairs of this column, or of this row's cells."""
     needed: int | None
     """Episodes each that would separate the two rates with a power of 80 %; None for chains or equal rates."""
 
@@ -105,6 +110,9 @@ class StudyScores:
     missing: tuple[str, ...]
     """Names of the trials that have none."""
     pairs: tuple[RowPair, ...] = ()
+    """Of rows, column by column."""
+    within: tuple[RowPair, ...] = ()
+    """Of cells of a row, row by row: what its trials were given differs from column to column (Tables 4, 5, 7)."""
     letters: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """By row and column: rows of a column that share a letter are not shown to differ."""
     differences: tuple[Unfair, ...] = ()
@@ -119,27 +127,37 @@ class StudyScores:
 
 
 def score(study: Study, runs: Path) -> StudyScores:
-    """Read what the trials of a study left under `runs`. Damaged records are told in `problems`, never raised."""
+    """Read what the trials of a study left under `runs`. Damaged records are told in `problems`, never raised.
+
+    Trials on scripted demonstrations get rows of their own, which say so: theirs are no scores to compare with
+    published ones.
+    """
     folders = {trial: runs / "trials" / fingerprint(trial) for trial in study.trials}
     read = {trial: read_trial(folder) for trial, folder in folders.items() if folder.is_dir()}
+    study = _told_apart(study, read)
     cells = {}
     for row in study.rows:
         for column in study.columns:
-            cell = _cell(row, column, read)
+            cell = _cell(row, column, read, study.checkpoints)
             if cell is not None:
                 cells[row.name, column.name] = cell
     pairs: list[RowPair] = []
     marks: dict[tuple[str, str], str] = {}
     for column in study.columns:
         of_column = [c for c in cells.values() if c.column == column and c.episodes]
-        found = _pairs(column, of_column)
+        found = _pairs(list(itertools.combinations(of_column, 2)))
         pairs += found
         if len(of_column) > 1:
             shown = letters([c.row for c in of_column], [(p.first, p.second) for p in found if p.differs])
             marks |= {(row, column.name): text for row, text in shown.items()}
+    within: list[RowPair] = []
+    for row in study.rows:
+        of_row = [c for c in cells.values() if c.row == row.name and c.episodes]
+        within += _pairs([two for two in itertools.combinations(of_row, 2) if _comparable(row, *two)])
     return StudyScores(
         study=study,
         cells=cells,
+        within=tuple(within),
         records=tuple(read.values()),
         missing=tuple(trial.name for trial in study.trials if trial not in read),
         pairs=tuple(pairs),
@@ -148,12 +166,27 @@ def score(study: Study, runs: Path) -> StudyScores:
     )
 
 
+def _told_apart(study: Study, read: Mapping[Trial, TrialRecord]) -> Study:
+    rows = []
+    for row in study.rows:
+        apart = {name: trial for name, trial in row.trials.items() if trial in read and read[trial].note}
+        others = {name: trial for name, trial in row.trials.items() if name not in apart}
+        if others or row.published or not apart:
+            rows.append(replace(row, trials=others))
+        if apart:
+            told = read[next(iter(apart.values()))].note
+            rows.append(replace(row, name=labelled(row.name, told), trials=apart, published={}))
+    return replace(study, rows=tuple(rows))
+
+
 def unit(column: Column) -> float:
     """What a score of 1 is in the column's own unit: 100 for percent."""
     return 1.0 if column.share or column.measure == "chain" else 100.0
 
 
-def _cell(row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord]) -> Cell | None:
+def _cell(
+    row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord], checkpoints: Sequence[int]
+) -> Cell | None:
     """None where the row has neither a trial for this column nor a published number."""
     trials = {name: t for name, t in row.trials.items() if column.trial in ("", name)}
     published = row.published.get(column.name)
@@ -185,6 +218,13 @@ def _cell(row: StudyRow, column: Column, read: Mapping[Trial, TrialRecord]) -> C
                 tries += [scores] if scores else []
                 if scores and evaluation.recipe.execute == mine[0].recipe.execute:
                     by_step[step] = unit(column) * float(np.mean(list(scores.values())))
+        for step in (s for s in checkpoints if s < trial.train.steps):
+            found = [e for at, e in record.earlier if at == step and e.recipe in trial.evaluations]
+            problems += [
+                f"step {step:,}: {p}" for e in found for p in e.problems_and_errors if _is_for(column, e)
+            ]
+            if len(found) < len(trial.evaluations):
+                problems.append(f"the checkpoint of step {step:,} has not been evaluated")
         if scored[0] and by_step:
             by_step.setdefault(trial.train.steps, unit(column) * float(np.mean(list(scored[0].values()))))
     return Cell(
@@ -229,12 +269,23 @@ def _estimate(column: Column, seeds: Mapping[int, Scores], trials: Mapping[str, 
         most = scale if column.measure == "success" else math.inf
         return Estimate(scale * found.value, max(scale * found.low, 0.0), min(scale * found.high, most))
     (scores,) = seeds.values()
-    if column.measure == "chain":
+    several = estimates.repeated(_plays(scores)) if len(_plays(scores)) < len(scores) else None
+    if several is not None:
+        found = several.estimate
+    elif column.measure == "chain":
         goals = 5 if max(scores.values()) <= 5 else int(max(scores.values()))
         found = estimates.chain_length([int(value) for value in scores.values()], goals)
     else:
         found = estimates.success_rate(sum(scores.values()), len(scores))
     return None if found is None else Estimate(scale * found.value, scale * found.low, scale * found.high)
+
+
+def _plays(scores: Scores) -> dict[str, list[float]]:
+    """By episode what each play of it scored: plays of one episode are not independent."""
+    found: dict[str, list[float]] = {}
+    for play, value in scores.items():
+        found.setdefault(play.partition(REPEAT)[0], []).append(value)
+    return found
 
 
 def across_seeds(seeds: Sequence[Scores]) -> Estimate | None:
@@ -299,21 +350,35 @@ def _selection(column: Column, tries: Sequence[Scores]) -> Selection | None:
     return best_of(grid)
 
 
-def _pairs(column: Column, cells: Sequence[Cell]) -> list[RowPair]:
+def _comparable(row: StudyRow, first: Cell, second: Cell) -> bool:
+    """Whether two cells of a row are scores of one kind, on the same episodes, of different trials."""
+    one, other = first.column, second.column
+    if not (one.trial and other.trial) or one.trial == other.trial:
+        return False
+    played = [
+        {(e.benchmark, e.look, e.tasks, e.seed) for e in row.trials[name].evaluations}
+        for name in (one.trial, other.trial)
+    ]
+    return replace(one, name="", trial="") == replace(other, name="", trial="") and played[0] == played[1]
+
+
+def _pairs(cells: Sequence[tuple[Cell, Cell]]) -> list[RowPair]:
+    """Of one family: their p are corrected together."""
     found = []
-    for first, second in itertools.combinations(cells, 2):
-        comparison = _compare(column, first, second)
+    for first, second in cells:
+        comparison = _compare(first.column, first, second)
         if comparison is not None:
             found.append((first, second, comparison))
     adjusted = holm([comparison.p_value for _, _, comparison in found])
     return [
         RowPair(
-            column=column,
+            column=first.column,
+            against=second.column,
             first=first.row,
             second=second.row,
             comparison=comparison,
             adjusted_p=p,
-            needed=_needed(column, first, second),
+            needed=_needed(first.column, first, second),
         )
         for (first, second, comparison), p in zip(found, adjusted, strict=True)
     ]

@@ -11,8 +11,9 @@ from vlm4vla.reports import account, asked, sections, tables, videos, why
 from vlm4vla.reports.ability import ability_tables
 from vlm4vla.reports.estimates import Estimate
 from vlm4vla.reports.markup import Html, element, section
+from vlm4vla.reports.overview import overview
 from vlm4vla.reports.page import document, listed_problems
-from vlm4vla.reports.published import separable
+from vlm4vla.reports.published import separable, separated
 from vlm4vla.reports.results import write_whole
 from vlm4vla.reports.scores import Cell, RowPair, StudyScores, score, unit
 from vlm4vla.reports.study_figures import figures_of, unit_name
@@ -48,10 +49,12 @@ def write_study_report(study: Study, runs: Path, out: Path) -> Path:
 
 
 def write_index(studies: Iterable[Study], runs: Path, out: Path) -> Path:
-    """Write `out`/index.html: every study, how far it is, and where its report is, if it has one."""
-    body = []
+    """Write `out`/index.html: every study, how far it is, and where its report is, if it has one; and Figure 1."""
+    body, drawn = [], []
     for study in studies:
         scores = score(study, runs)
+        if (figure := overview(scores)) is not None:
+            drawn.append(element("div", figure.svg(), class_="card scroll"))
         trials = len(study.trials)
         started = trials - len(scores.missing)
         unfinished = {name for name, problem in scores.problems if problem != "has not been started"}
@@ -72,7 +75,7 @@ def write_index(studies: Iterable[Study], runs: Path, out: Path) -> Path:
     head = element("header", element("p", "vlm4vla studies", class_="eyebrow"), element("h1", "Studies"))
     path = out / "index.html"
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, document("Studies", [head, element("div", table, class_="card scroll")]))
+    write_whole(path, document("Studies", [head, element("div", table, class_="card scroll"), *drawn]))
     return path
 
 
@@ -97,7 +100,7 @@ def page(
         ),
         *measured,
         ("fairness", "Fairness", _fairness(scores)),
-        ("rollouts", "Rollouts", videos.rollouts(scores.records) if scores.records else None),
+        ("rollouts", "Rollouts", videos.rollouts(scores.records, study.row_of) if scores.records else None),
         ("curves", "Learning curves", sections.curves(scores.records) if scores.records else None),
         ("time", "Time", account.costs(scores.records) if scores.records else None),
         ("recipes", "Recipes", account.recipes(scores.records) if scores.records else None),
@@ -108,7 +111,7 @@ def page(
         "header",
         element("p", f"vlm4vla study · {study.name}", class_="eyebrow"),
         element("h1", f"{study.title}: {study.question}"),
-        element("p", _headline(scores), class_="lede"),
+        element("p", _headline(scores).replace(" %", "\N{NO-BREAK SPACE}%"), class_="lede"),
         element("nav", *links, aria_label="Sections"),
     )
     return document(
@@ -122,8 +125,10 @@ def tables_of(scores: StudyScores) -> list[Table]:
     found = [main_table(scores)]
     chosen = _selection_table(scores)
     pairs = _pairs_table(scores.pairs)
-    published = separable(scores.study)
-    found += [table for table in (chosen, pairs, published) if table is not None and table.rows]
+    within = _within_table(scores.within)
+    printed = (separable(scores.study), separated(scores.study))
+    further = (_steps_table(scores), chosen, pairs, within, *printed)
+    found += [table for table in further if table is not None and table.rows]
     return [*found, *ability_tables(scores)]
 
 
@@ -167,6 +172,22 @@ def _number(estimate: Estimate, column: Column) -> str:
     return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
+def _steps_table(scores: StudyScores) -> Table | None:
+    """Paper Figure 4 in numbers, where several checkpoints were evaluated."""
+    cells = [cell for cell in scores.cells.values() if len(cell.by_step) > 1]
+    steps = sorted({step for cell in cells for step in cell.by_step})
+    rows = tuple(
+        (
+            cell.row,
+            cell.column.name,
+            *(f"{cell.by_step[step]:.2f}" if step in cell.by_step else DASH for step in steps),
+        )
+        for cell in cells
+    )
+    columns = ("row", "column", *(f"step {step:,}" for step in steps))
+    return Table("Checkpoints: what each scored, executing as the score's", columns, rows)
+
+
 def _selection_table(scores: StudyScores) -> Table | None:
     rows = tuple(
         (
@@ -185,20 +206,26 @@ def _selection_table(scores: StudyScores) -> Table | None:
 
 
 def _pairs_table(pairs: Sequence[RowPair]) -> Table | None:
-    rows = tuple(
-        (
-            pair.first,
-            pair.second,
-            pair.column.name,
-            _number(_scaled(pair.comparison.difference, pair.column), pair.column),
-            tables.p_text(pair.adjusted_p),
-            "differ" if pair.differs else "not told apart",
-            DASH if pair.needed is None else f"{pair.needed:,}",
-        )
-        for pair in pairs
+    rows = tuple((pair.first, pair.second, pair.column.name, *_compared(pair)) for pair in pairs)
+    return Table("Pairs: which rows differ", ("row", "against", "column", *_COMPARED), rows)
+
+
+def _within_table(pairs: Sequence[RowPair]) -> Table | None:
+    rows = tuple((pair.first, pair.column.name, pair.against.name, *_compared(pair)) for pair in pairs)
+    title = "Columns: which cells of a row differ, on the same episodes"
+    return Table(title, ("row", "column", "against", *_COMPARED), rows)
+
+
+_COMPARED = ("difference", "corrected p", "", "n for 80 % power")
+
+
+def _compared(pair: RowPair) -> tuple[str, ...]:
+    return (
+        _number(_scaled(pair.comparison.difference, pair.column), pair.column),
+        tables.p_text(pair.adjusted_p),
+        "differ" if pair.differs else "not told apart",
+        DASH if pair.needed is None else f"{pair.needed:,}",
     )
-    columns = ("row", "against", "column", "difference", "corrected p", "", "n for 80 % power")
-    return Table("Pairs: which rows differ", columns, rows)
 
 
 def _scaled(estimate: Estimate, column: Column) -> Estimate:
@@ -213,9 +240,11 @@ def _headline(scores: StudyScores) -> str:
         return "None of its trials has been scored yet; the numbers below are the published ones."
     told = sum(pair.differs for pair in scores.pairs)
     state = "Complete" if not scores.problems else "Incomplete"
+    across = sum(pair.differs for pair in scores.within)
+    beside = f" and {across} of {len(scores.within)} pairs of a row's cells" if scores.within else ""
     return (
-        f"{state}: {done} of {possible} cells are scored. {told} of {len(scores.pairs)} pairs of rows differ at a "
-        "family-wise error of 5 %."
+        f"{state}: {done} of {possible} cells are scored. {told} of {len(scores.pairs)} pairs of rows{beside} differ "
+        "at a family-wise error of 5 %."
     )
 
 
@@ -236,7 +265,10 @@ def _table_section(identity: str, table: Table) -> Html:
 def _figures_section(drawn: Sequence[Html]) -> Html | None:
     if not drawn:
         return None
-    note = "Filled: ours with a 95 % interval. Hollow: published. The same figures lie beside this page as SVG and PDF."
+    note = (
+        "Filled: ours with a 95 % interval. Hollow: published. Boxes: quartiles over checkpoints, each of them a small "
+        "dot. The same figures lie beside this page as SVG and PDF."
+    )
     return section("figures", "Figures", note, *(element("div", svg, class_="card scroll") for svg in drawn))
 
 
@@ -272,7 +304,7 @@ def _method() -> Html:
     paragraphs = (
         "Rates carry Wilson's interval, chain lengths a bootstrap over episodes; over several seeds a t interval of "
         "the seeds' means. Pairs: McNemar's exact test on shared episodes (Fisher's otherwise), sign flips for chains, "
-        "a paired t test over seeds; corrected with Holm's method within a column.",
+        "a paired t test over seeds; corrected with Holm's method within a column, or within a row.",
         "Scores are those of the evaluation that the recipe names first. An episode in which the program broke is in "
         "no rate and is counted beside it.",
     )
@@ -291,6 +323,7 @@ def _plain(scores: StudyScores) -> list[dict[str, object]]:
             else [round(cell.estimate.low, 6), round(cell.estimate.high, 6)],
             "episodes": cell.episodes,
             "seeds": sorted(cell.seeds),
+            "checkpoints": {step: round(value, 6) for step, value in sorted(cell.by_step.items())},
             "errors": cell.errors,
             "letters": scores.letters.get((cell.row, cell.column.name), ""),
             "problems": list(cell.problems),

@@ -10,6 +10,7 @@ import numpy as np
 from vlm4vla.benchmarks.records import REPEAT
 from vlm4vla.core.recipes import fingerprint
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import labelled
 from vlm4vla.reports.comparisons import Selection, best_of
 from vlm4vla.reports.estimates import Estimate
 from vlm4vla.reports.records import EvaluationRecord, TrialRecord
@@ -29,8 +30,8 @@ def row_of(each: Try, results: Results) -> Row:
     return evaluation_rows(record, evaluation)[0]
 
 
-def sweep_table(tries: Sequence[Try], results: Sequence[Results]) -> Table:
-    """A row for each checkpoint, a column for each number of actions executed."""
+def sweep_table(tries: Sequence[Try], results: Sequence[Results], *, note: str = "") -> Table:
+    """A row for each checkpoint, a column for each number of actions executed. `note`: what is told of the policy."""
     modes = sorted({each.recipe.execute for each in tries})
     made = {(t.step, t.recipe.execute): row_of(t, r) for t, r in zip(tries, results, strict=True)}
     rows = []
@@ -39,9 +40,8 @@ def sweep_table(tries: Sequence[Try], results: Sequence[Results]) -> Table:
         rows.append((DASH if step is None else f"{step:,}", *cells))
     recipe = tries[0].recipe
     title = f"{recipe.benchmark}, look {recipe.look}" if recipe.look else recipe.benchmark
-    return Table(
-        f"{title}: by step and actions of each chunk executed", ("step", *map(str, modes)), tuple(rows)
-    )
+    title = labelled(f"{title}: by step and actions of each chunk executed", note)
+    return Table(title, ("step", *map(str, modes)), tuple(rows))
 
 
 def selection(results: Sequence[Results]) -> Selection | None:
@@ -56,19 +56,22 @@ def selection(results: Sequence[Results]) -> Selection | None:
     return best_of(np.array([[each[episode] for episode in shared] for each in scores]))
 
 
-def told(tries: Sequence[Try], results: Sequence[Results], found: Selection) -> str:
+def told(tries: Sequence[Try], results: Sequence[Results], found: Selection, *, note: str = "") -> str:
     """The selection in a sentence."""
     chains = any(result.goals > 1 for each in results for result in each)
     show = mean if chains else percent
     best, unit = (f"{found.reported:.2f}", "goals") if chains else (f"{found.reported:.1%}", "points")
     bias = found.bias if chains else 100 * found.bias
+    name = labelled(tries[found.best].name, note)
     return (
-        f"Best of {found.tries}: {tries[found.best].name}, {best}. Chosen on one half of the episodes and scored on "
+        f"Best of {found.tries}: {name}, {best}. Chosen on one half of the episodes and scored on "
         f"the other: {show(found.honest)}; choosing adds {bias:.1f} {unit}."
     )
 
 
-def sweep_json(tries: Sequence[Try], results: Sequence[Results], found: Selection | None) -> dict[str, Any]:
+def sweep_json(
+    tries: Sequence[Try], results: Sequence[Results], found: Selection | None, *, note: str = ""
+) -> dict[str, Any]:
     """Every number of the table and of the selection."""
     rows = [row_of(t, r) for t, r in zip(tries, results, strict=True)]
     entries = [
@@ -85,14 +88,14 @@ def sweep_json(tries: Sequence[Try], results: Sequence[Results], found: Selectio
         for each, row in zip(tries, rows, strict=True)
     ]
     if found is None:
-        return {"tries": entries, "selection": None}
+        return {"note": note, "tries": entries, "selection": None}
     best = {
         "best": found.best,
         "reported": found.reported,
         "honest": _estimate(found.honest),
         "bias": found.bias,
     }
-    return {"tries": entries, "selection": best}
+    return {"note": note, "tries": entries, "selection": best}
 
 
 def _scores(results: Results) -> Mapping[str, float]:

@@ -138,6 +138,7 @@ def figures(found: dict[str, list[Found]]) -> dict[str, Drawing]:
                         run.success,
                         run.trial.policy.backbone,
                         run.trial.policy.weights,
+                        run.row,
                     )
                     for run in runs
                     if measure.values([run])
@@ -159,7 +160,7 @@ def _course(measure: Measure, run: Found) -> Course:
     points = [(why.recipe.step, measure.at(why)) for why in run.course]
     start = Measured(value=0, low=0, high=0) if measure.moved else measure.at(run.why, before=True)
     told = [(step, value.value) for step, value in [(0, start), *points] if value is not None]
-    return told, run.trial.policy.backbone, run.trial.policy.weights
+    return told, run.trial.policy.backbone, run.trial.policy.weights, run.row
 
 
 def why_section(found: dict[str, list[Found]]) -> Html | None:
@@ -241,13 +242,14 @@ def _success_table(name: str, runs: Sequence[Found]) -> Table:
             measure,
             how,
             f"{r.r.value:+.2f} [{r.r.low:+.2f}, {r.r.high:+.2f}]",
+            f"{r.r_squared:.2f}",
             p_text(p),
             str(r.models),
             f"{min(r.without_one):+.2f} to {max(r.without_one):+.2f}",
         )
         for (measure, how, r), p in zip(told, holm([r.p_value for _, _, r in told]), strict=True)
     )
-    columns = ("measure", "over", "r with success", "corrected p", "n", "without any one run")
+    columns = ("measure", "over", "r with success", "R²", "corrected p", "n", "without any one run")
     return Table(f"Why: {name}, what goes with success over runs", columns, rows)
 
 

@@ -28,9 +28,12 @@ class Asked:
 
 
 def read_asked(folder: Path) -> Iterator[Asked]:
-    """Of a trial's folder. Raises: RunError for a damaged file."""
+    """Of a trial's folder, in the order of their files. Raises: RunError for a damaged one."""
     for path in sorted((folder / FOLDER).glob("[!.]*.json")):
         try:
-            yield from_json(Asked, read_json(path), where=str(path))
+            asked: Asked = from_json(Asked, read_json(path), where=str(path))
+            if not asked.values or not all(0 <= value <= 1 for value in asked.values):
+                raise RunError(f"{path}: its scores are not numbers in 0..1")
+            yield asked
         except (RecipeError, RunError) as error:
             raise RunError(f"{error}; delete it, and `vlm4vla study NAME --ask` asks again") from error

@@ -1,6 +1,6 @@
-"""What a study's VLMs answer before they become policies: every one is asked the same held-out questions.
+"""What the VLMs answer that a study's policies were made of: every one is asked the same held-out questions.
 
-A VLM is asked as its policy's training starts from it: pretrained, drawn, or tuned before. What it scored lies beside
+A VLM is asked as its policy's training started from it: pretrained, drawn, or tuned before. What it scored lies beside
 the run, named by what was asked, and is not asked twice.
 """
 
@@ -31,6 +31,7 @@ def ask(
     Raises: RunError when no trial is done; RecipeError, BackboneError, DataError as `vlm4vla score` does.
     """
     from vlm4vla.studies.tunings import answers_of, chosen
+    from vlm4vla.tuning.mixture import open_source
 
     resources = resources or Resources()
     trials = [trial for trial in study.trials if is_trained(trial) and _is_done(trial, store)]
@@ -39,18 +40,20 @@ def ask(
             f"study {study.name!r}: none of its trials under {store.root} is done; `--run` does them"
         )
     for task in questions.tasks:
-        identity = fingerprint(VERSION, task, questions.prompt, questions.count)
+        source = open_source(task).fingerprint
+        identity = fingerprint(VERSION, source, task.task, task.options, questions.prompt, questions.count)
         conversations = None
         for trial in trials:
             path = store.folder(trial) / FOLDER / f"{identity}.json"
             if not path.exists():
                 conversations = conversations or chosen(task, questions=questions.count)
-                told(f"{trial.name}: asked {task.task}")
+                told(f"{trial.name}: asking {task.task}")
                 answers = answers_of(
                     _vlm(trial, store),
                     conversations,
                     prompt=questions.prompt,
                     weights="pretrained" if trial.tuning else trial.policy.weights,
+                    seed=trial.train.seed,
                     resources=resources,
                     folder=store.root / "answers",
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +11,8 @@ from typing import Any
 
 from vlm4vla.backbones.registry import resolve
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
-from vlm4vla.benchmarks.simulators import interpreter
-from vlm4vla.core.errors import RecipeError
+from vlm4vla.core.errors import RecipeError, SimulatorError
+from vlm4vla.core.interfaces import Isolated
 from vlm4vla.core.recipes import (
     DemonstrationRecipe,
     Trial,
@@ -44,12 +45,15 @@ class Resources:
     train_processes: int = 1
     """More than one: under torchrun."""
     workers: int = 2
-    """Processes that step environments; 0: the one that predicts; AUTO: as many as there are cores and memory for."""
+    """Processes that step environments; AUTO: as many as there are cores and memory for; 0: the one that predicts, and
+    one beside it for simulators."""
     videos: int = 0
     """Episodes of each task and evaluation that are recorded."""
     device: str = "auto"
     """`auto`: cuda where there is one."""
     mirrors: tuple[str, ...] = ()
+    checkpoints: tuple[int, ...] = ()
+    """Steps of a trial's training after which it is evaluated too, beside the last."""
     shard: tuple[int, int] = (0, 1)
     """Of an evaluation's episodes: (i, n) plays every n-th, from the i-th on; 0-based."""
     progress: bool = True
@@ -64,11 +68,12 @@ def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None
     """Find what is wrong with a recipe before any work is done; of evaluations only when they are to be `evaluated`.
 
     Raises: RecipeError for unknown names and impossible combinations, BackboneError for a backbone and DataError for
-    demonstrations that are not there.
+    demonstrations and SimulatorError for a simulator that are not there.
     """
     if is_trained(trial):
         check_recipe(trial, processes=resources.train_processes)
         check_mirrors(resources.mirrors)
+        check_kept(trial, resources.checkpoints if evaluated else ())
         for demonstrations in demonstrations_of(trial):
             maker_of(demonstrations).check(demonstrations)
         backbone = resolve(trial.policy.backbone)
@@ -83,10 +88,12 @@ def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None
                 f"the benchmark {recipe.benchmark!r} cannot be played by this version: `--no-evaluate` trains, "
                 "`--plan` prints the recipe, and `vlm4vla train tabletop` does both on a benchmark that is here"
             )
-        make_benchmark(recipe)
-        entry = BENCHMARKS.get(recipe.benchmark)
-        if entry and entry.simulator:
-            interpreter(entry.simulator)
+        benchmark = make_benchmark(recipe)
+        python = benchmark.python if isinstance(benchmark, Isolated) else None
+        if python is not None and shutil.which(python) is None:
+            raise SimulatorError(
+                f"{benchmark.name} is played by {python}, which is no program that can be run"
+            )
         if not 1 <= recipe.execute <= trial.policy.horizon:
             raise RecipeError(
                 f"an evaluation of {trial.name!r} executes {recipe.execute} actions of each chunk, but the policy "
@@ -101,6 +108,20 @@ def check(trial: Trial, resources: Resources, *, evaluated: bool = True) -> None
                         f"an evaluation of {trial.name!r} shows pictures with {name} {shown!r}, but the demonstrations "
                         f"have {learned!r}; set evaluation.{name} and demonstrations.{name} alike"
                     )
+
+
+def check_kept(trial: Trial, checkpoints: tuple[int, ...]) -> None:
+    """Raises: RecipeError unless a trial's training writes and keeps the checkpoints of these steps."""
+    train = trial.train
+    kept = range(0, train.steps, train.keep_every) if train.keep_every else ()
+    written = range(0, train.steps, train.checkpoint_every)
+    lost = [step for step in checkpoints if step != train.steps and not (step in kept and step in written)]
+    if lost:
+        raise RecipeError(
+            f"{trial.name}: checkpoints of step {', '.join(map(str, lost))} are to be evaluated, but its training of "
+            f"{train.steps} steps writes one every {train.checkpoint_every} and keeps those of every "
+            f"{train.keep_every or 'none'}; set train.keep_every"
+        )
 
 
 def check_recipe(trial: Trial, *, processes: int = 1) -> None:

@@ -27,16 +27,11 @@ def chosen_trial(options: argparse.Namespace) -> Trial:
     if options.data:
         found = dataclasses.replace(trial.demonstrations, path=tuple(options.data))
         trial = dataclasses.replace(trial, demonstrations=found)
-    changes: dict[str, dict[str, str]] = {}
-    for setting in options.set:
-        path, equals, value = setting.partition("=")
-        section, dot, name = path.partition(".")
-        if not (equals and dot) or section not in ("policy", "demonstrations", "train", "evaluation"):
-            raise RecipeError(
-                f"--set {setting!r}: write SECTION.FIELD=VALUE, where SECTION is policy, demonstrations, train or "
-                "evaluation (then for every evaluation)"
-            )
-        changes.setdefault(section, {})[name] = value
+    told = (
+        "write SECTION.FIELD=VALUE, where SECTION is policy, demonstrations, train or evaluation (then for every "
+        "evaluation)"
+    )
+    changes = _settings(options.set, ("policy", "demonstrations", "train", "evaluation"), told)
     for section in ("policy", "demonstrations", "train"):
         if section in changes:
             changed = override(getattr(trial, section), changes[section], where=section)
@@ -61,11 +56,31 @@ def chosen_evaluation(options: argparse.Namespace, base: Sequence[EvaluationReci
         changes["tasks"] = ()
     if options.tasks is not None:
         changes["tasks"] = tuple(task for task in options.tasks.split(",") if task)
-    fields = {name: name for name in ("execute", "seed", "repeats")} | {"episodes": "episodes_per_task"}
+    names = ("execute", "seed", "repeats", "renderer")
+    fields = {name: name for name in names} | {"episodes": "episodes_per_task"}
     for name, field in fields.items():
         if getattr(options, name, None) is not None:
             changes[field] = getattr(options, name)
-    return dataclasses.replace(recipe, **changes)
+    told = "write FIELD=VALUE with a field of the evaluation, as renderer=tiny"
+    settings = _settings(options.set, ("evaluation",), told, default="evaluation")
+    return override(
+        dataclasses.replace(recipe, **changes), settings.get("evaluation", {}), where="evaluation"
+    )
+
+
+def _settings(
+    texts: Sequence[str], sections: Sequence[str], told: str, *, default: str = ""
+) -> dict[str, dict[str, str]]:
+    """What `--set` asks for, by section. Raises: RecipeError for another form."""
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        section, _, name = path.rpartition(".")
+        section = section or default
+        if not equals or section not in sections:
+            raise RecipeError(f"--set {text!r}: {told}")
+        found.setdefault(section, {})[name] = value
+    return found
 
 
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

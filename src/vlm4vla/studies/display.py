@@ -109,8 +109,10 @@ class TrialView:
         return "waiting"
 
     def _evaluating(self, total: int) -> str:
-        folders = [self._folder / "evaluations" / fingerprint(recipe) for recipe in self._trial.evaluations]
-        count = sum(log.read_bytes().count(b"\n") for folder in folders for log in logs(folder))
+        places = (self._folder, *self._folder.glob("checkpoints/step-*"))
+        names = [fingerprint(recipe) for recipe in self._trial.evaluations]
+        folders = [place / "evaluations" / name for place in places for name in names]
+        count = min(total, sum(log.read_bytes().count(b"\n") for folder in folders for log in logs(folder)))
         if not total:
             return "rollouts   starting"
         start, before = self._first_count = self._first_count or (time.monotonic(), count)

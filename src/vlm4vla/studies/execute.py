@@ -19,7 +19,6 @@ from vlm4vla.backbones.registry import BACKBONES
 from vlm4vla.benchmarks.progress import Progress
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
-from vlm4vla.benchmarks.simulators import interpreter
 from vlm4vla.core.actions import ActionSpec, require_same
 from vlm4vla.core.errors import BackboneError, RecipeError, RunError, VLAError, unknown_name
 from vlm4vla.core.interfaces import ChunkPredictor
@@ -36,11 +35,21 @@ from vlm4vla.core.recipes import (
 from vlm4vla.core.types import Demonstration, EpisodeResult
 from vlm4vla.demonstrations import sources
 from vlm4vla.demonstrations.packed import write_packed
+from vlm4vla.demonstrations.scripted import together
 from vlm4vla.demonstrations.sources import open_demonstrations
-from vlm4vla.studies.checks import AUTO, Resources, check, facts_of, is_trained, maker_of
+from vlm4vla.studies.checks import (
+    AUTO,
+    Resources,
+    check,
+    demonstrations_of,
+    facts_of,
+    is_trained,
+    maker_of,
+)
 from vlm4vla.studies.display import Display, TrialView, time_left
 from vlm4vla.studies.runs import RunStore, Status, TrialRun, locked, read_json, read_trial, write_json
 from vlm4vla.studies.spread import memory_of, spread
+from vlm4vla.studies.tries import at_steps, complete, note_of, plan
 
 BATCH = 16
 """Observations per forward pass of a rollout."""
@@ -67,18 +76,24 @@ def run_trial(
         spread(trial.evaluations, resources)
     try:
         with store.open(trial, facts=facts_of(trial), notes=notes) as run:
-            if run.is_done(evaluated=evaluated):
+            if run.is_done(evaluated=evaluated) and (not evaluated or is_swept(trial, run.folder, resources)):
                 return run.status
             run.begin()
             if is_trained(trial):
                 with run.phase("demonstrations"):
                     demonstrations = make_demonstrations(trial.demonstrations, store, resources)
+                    asked = [
+                        make_demonstrations(each, store, resources) for each in demonstrations_of(trial)[1:]
+                    ]
+                    seen = [open_demonstrations(folder).scripted for folder in (demonstrations, *asked)]
+                    _note_scripted(run.folder / "provenance.json", together(*seen))
                 vlm = None if trial.tuning is None else _tuned(trial.tuning, store, resources, notes)
                 with run.phase("train"):
                     _train(trial, run, demonstrations, resources, vlm)
             if evaluated:
                 with run.phase("evaluate"):
                     run_evaluations(trial, run, resources)
+                    _sweep(trial, run, resources)
             run.update(state="done")
             return run.status
     except VLAError as error:
@@ -129,6 +144,21 @@ def run_evaluations(
         predictor = predictor_of(trial, run.folder, checkpoint, spec, resources)
         for recipe in trial.evaluations:
             run_evaluation(predictor, recipe, run.folder, resources)
+
+
+def is_swept(trial: Trial, folder: Path, resources: Resources) -> bool:
+    """Whether the further checkpoints that are asked for were evaluated."""
+    return all(complete(at_steps(folder, trial, trial.evaluations, resources.checkpoints)))
+
+
+def _sweep(trial: Trial, run: TrialRun, resources: Resources) -> None:
+    """Play what is missing of the further checkpoints. Raises: RunError where one is not there."""
+    steps = {*resources.checkpoints} - {trial.train.steps}
+    if steps and trial.train.steps and trial.evaluations:
+        from vlm4vla.studies.sweep import play
+
+        run.update(episodes=run.status.episodes * (1 + len(steps)))
+        play(run.folder, plan(run.folder, trial.evaluations, ",".join(map(str, steps))), resources)
 
 
 def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources) -> list[EpisodeResult]:
@@ -222,13 +252,9 @@ def run_evaluation(
         != recipe
     ):
         raise RunError(f"{where / 'evaluation.json'}: was changed by hand; delete {where} to evaluate again")
-    entry = BENCHMARKS.get(recipe.benchmark)
-    python = interpreter(entry.simulator) if entry and entry.simulator else None
     resources = spread([recipe], resources) if resources.workers == AUTO else resources
     # Others step while one batch is predicted; in one process nothing happens at the same time.
     environments = 2 * BATCH if resources.workers else BATCH
-    if entry and entry.per_worker:
-        environments = entry.per_worker * max(1, resources.workers)
     play = partial(
         evaluate,
         predictor,
@@ -236,13 +262,13 @@ def run_evaluation(
         execute=recipe.execute,
         folder=where,
         environments=environments,
-        python=python,
         workers=resources.workers,
         videos=resources.videos,
         progress=resources.progress if display is None else display,
+        note=note_of(folder),
         repeats=recipe.repeats,
         shard=resources.shard,
-        memory=memory_of(recipe) if entry else 0,
+        memory=memory_of(recipe) if recipe.benchmark in BENCHMARKS else 0,
     )
     results = play()
     return play() if any(result.error for result in results) else results  # a second attempt, then they stand
@@ -295,6 +321,13 @@ def _note_training(path: Path, device: str, processes: int) -> None:
     if kept.get("training", [])[-1:] != [now]:
         kept.setdefault("training", []).append(now)
         write_json(path, kept)
+
+
+def _note_scripted(path: Path, told: str) -> None:
+    """Keep that the policy, or its VLM before, was trained on what a scripted expert did."""
+    kept = read_json(path)
+    if told and kept.get("scripted") != told:
+        write_json(path, {**kept, "scripted": told})
 
 
 def _train_in_processes(

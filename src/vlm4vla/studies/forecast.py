@@ -150,7 +150,12 @@ def forecast(study: Study, store: RunStore, *, gpus: int | None = None) -> Forec
         of = (policy.backbone, policy.head, str(policy.image_size), str(sorted(policy.freeze)))
         sort(trial, ("train", *of), _training(trial, costs[trial], gpus), spent.train if spent else None)
         names = "+".join(sorted({evaluation.benchmark for evaluation in trial.evaluations}))
-        sort(trial, ("evaluate", names), _evaluating(trial, costs[trial]), spent.evaluate if spent else None)
+        sort(
+            trial,
+            ("evaluate", names),
+            _evaluating(trial, costs[trial], len(study.checkpoints) or 1),
+            spent.evaluate if spent else None,
+        )
     sums, unknown = dict.fromkeys(("tune", "train", "evaluate"), 0.0), dict[str, None]()
     for trial, kind, expected in left:
         seconds = pace.of(kind, expected)
@@ -203,8 +208,8 @@ def _tuning(tuning: TuneRecipe, cost: Cost | None, trial: Trial, gpus: int | Non
     return None if cost is None else samples * cost.flops / _rate(trial, tuning.train.precision) / (gpus or 1)
 
 
-def _evaluating(trial: Trial, cost: Cost | None) -> float | None:
-    """None for benchmarks of which nothing is stated."""
+def _evaluating(trial: Trial, cost: Cost | None, checkpoints: int) -> float | None:
+    """Of so many checkpoints. None for benchmarks of which nothing is stated."""
     if trial.train.steps and cost is None:
         return None
     cores = _CORES if trial.train.precision == "bf16" else 1
@@ -219,7 +224,7 @@ def _evaluating(trial: Trial, cost: Cost | None) -> float | None:
             steps * (play.physics + play.picture / recipe.execute) / cores
             + steps / recipe.execute * prediction
         )
-    return total
+    return total * checkpoints
 
 
 def _episodes(play: Play, recipe: EvaluationRecipe) -> int:

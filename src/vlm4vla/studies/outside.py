@@ -91,6 +91,7 @@ def evaluate_outside(
     ) as remote:
         identity = {"protocol": remote.protocol, "layout": dataclasses.asdict(remote.layout)}
         facts = {"metadata": plain(remote.metadata)}
+        notes = {"scripted": str(remote.metadata.get("scripted", "")), **(notes or {})}
         recipe = dataclasses.replace(recipe, shows=_shown(recipe, remote.layout))
         return _play(policy, identity, facts, remote, recipe, store, resources, notes)
 

@@ -15,9 +15,9 @@ from vlm4vla.backbones.registry import BACKBONES, tiny_member
 from vlm4vla.core.recipes import TaskRecipe, TrainRecipe, Trial, TuneRecipe
 from vlm4vla.studies import published
 from vlm4vla.studies.paper_presets import bridge, calvin, libero
-from vlm4vla.studies.presets import quickstart, suffix, tabletop
+from vlm4vla.studies.presets import quickstart, tabletop
 from vlm4vla.studies.published import SLIPS
-from vlm4vla.studies.study import Column, MakeStudy, Questions, Scale, Study, StudyRow
+from vlm4vla.studies.study import Column, MakeStudy, Questions, Scale, Study, StudyRow, with_checkpoints
 
 PI0, OPENVLA = "pi0", "openvla-7b"
 _PI0_BACKBONE = "paligemma-1-3b"
@@ -63,8 +63,7 @@ def _trial(benchmark: str, backbone: str, scale: Scale, *, after: str = "", **ch
     vlm = _PI0_BACKBONE if backbone == PI0 else backbone
     weights = changes.pop("weights", "pretrained")
     if scale == "paper":
-        trial = _PRESETS[benchmark](vlm, weights=weights)
-        trial = replace(trial, name=trial.name + suffix(head), policy=replace(trial.policy, head=head))
+        trial = _PRESETS[benchmark](vlm, weights=weights, head=head)
     else:
         tiny = tiny_member(vlm)
         if tiny is None:
@@ -248,9 +247,16 @@ def table_2(scale: Scale = "paper") -> Study:
     return _study("table-2", "Table 2", question, [*map(_scored, _SCENES)], rows, scale)
 
 
-def figure_3(scale: Scale = "paper") -> Study:
-    """Does a VLM's general ability predict how good a policy it makes? The rows are those of tables 1 and 2."""
-    rows = [
+def figure_1(scale: Scale = "paper") -> Study:
+    """Is a VLM that is good at one task good at the others? The overview of what tables 1 and 2 tell of nine VLMs."""
+    columns = [*map(_scored, (*_TASKS, *_SCENES))]
+    question = "Is a VLM that is good at one task good at the others?"
+    return _study("figure-1", "Figure 1", question, columns, _general(scale), scale)
+
+
+def _general(scale: Scale) -> list[StudyRow]:
+    """The VLMs of tables 1 and 2 that are no experts, on all three benchmarks."""
+    return [
         StudyRow(
             name=name,
             trials=_trials(["calvin", "simpler", "libero"], name, scale),
@@ -259,18 +265,29 @@ def figure_3(scale: Scale = "paper") -> Study:
         for name, cells in published.TABLE_1.items()
         if name not in (PI0, OPENVLA)
     ]
+
+
+def figure_3(scale: Scale = "paper") -> Study:
+    """Does a VLM's general ability predict how good a policy it makes? The rows are those of tables 1 and 2."""
     question = "Does a VLM's general ability predict how good a policy it makes?"
     made = _study(
-        "figure-3", "Figure 3", question, [*map(_scored, ("calvin", "simpler", "libero"))], rows, scale
+        "figure-3",
+        "Figure 3",
+        question,
+        [*map(_scored, ("calvin", "simpler", "libero"))],
+        _general(scale),
+        scale,
     )
     return made if scale == "paper" else replace(made, asked=questions())
 
 
 def figure_4(scale: Scale = "paper") -> Study:
-    """Does tuning on embodied questions before help? Figure 4 shows table 10's checkpoints."""
-    return replace(
-        table_10(scale), name="figure-4" + ("" if scale == "paper" else f"-{scale}"), title="Figure 4"
-    )
+    """Does tuning on embodied questions before help, and how steadily? Figure 4 shows checkpoints of table 10's rows.
+
+    The paper's trainings are table 10's. Those in small are not: table 10's keep no more than their last checkpoints.
+    """
+    made = with_checkpoints(table_10(scale))
+    return replace(made, name=made.name.replace("table-10", "figure-4"), title="Figure 4")
 
 
 def table_3(scale: Scale = "paper") -> Study:
@@ -422,6 +439,7 @@ def table_10(scale: Scale = "paper") -> Study:
 
 
 STUDIES: Mapping[str, MakeStudy] = {
+    "figure-1": figure_1,
     "table-1": table_1,
     "table-2": table_2,
     "figure-3": figure_3,

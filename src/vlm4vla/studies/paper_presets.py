@@ -18,6 +18,10 @@ from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, PolicyRe
 Variant = Literal["paper", "released"]
 Weights = Literal["pretrained", "random"]
 
+REPEATS = {"calvin": 3, "bridge": 10, "libero": 5}
+"""Plays of each episode by a head that draws noise: 3 runs of CALVIN, 240 and 250 plays of 24 and 50 episodes a task
+(Paper A.3, of pi0)."""
+
 
 def calvin(
     backbone: str = "qwen2.5-vl-3b",
@@ -28,13 +32,19 @@ def calvin(
     steps: int = 30_000,
     seed: int = 0,
 ) -> Trial:
-    """CALVIN ABC-D: 30,000 steps of 128, chunks of 10 (A.2.1)."""
+    """CALVIN ABC-D: 30,000 steps of 128, chunks of 10 (A.2.1), a checkpoint every 5,000 that stays (Figure 4)."""
     train = TrainRecipe(
-        steps=steps, batch_size=128, learning_rate=2e-5, warmup_steps=2058, checkpoint_every=5_000, seed=seed
+        steps=steps,
+        batch_size=128,
+        learning_rate=2e-5,
+        warmup_steps=2058,
+        checkpoint_every=5_000,
+        keep_every=5_000,
+        seed=seed,
     )
     if variant == "released":
         _released("calvin", backbone)
-        train = replace(train, steps=41_165, checkpoint_every=8_233)
+        train = replace(train, steps=41_165, checkpoint_every=8_233, keep_every=8_233)
     return _trial(
         "calvin",
         backbone,
@@ -152,6 +162,7 @@ def _trial(
                 execute=execute,
                 image_size={"calvin": 200, "libero": 256}.get(source, 224),
                 renderer="lavapipe" if source == "bridge" else "egl",
+                repeats=REPEATS[source] if head == "flow" else 1,
             )
             for execute in executes
         ),

@@ -213,8 +213,11 @@ def _evaluation(preset: str, trial: Trial) -> list[_Row]:
         "bridge": "24 trials a task",
         "libero": "50 trials a task",
     }[preset]
+    several = {"calvin": "3 runs", "bridge": "240 plays a task", "libero": "250 plays a task"}[preset]
+    repeats, noisy = trial.evaluations[0].repeats, trial.policy.head == "flow"
     return [
         ("evaluation", trial.evaluations[0].benchmark, episodes, episodes, "A.2.1"),
+        ("plays of each episode", str(repeats), several if noisy else "1", "one", "A.3"),
         (
             "executed of a chunk",
             ", ".join(str(recipe.execute) for recipe in trial.evaluations),

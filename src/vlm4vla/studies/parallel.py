@@ -18,7 +18,7 @@ from vlm4vla.core.errors import RunError
 from vlm4vla.core.recipes import Trial
 from vlm4vla.studies.checks import Resources, check, facts_of, is_trained
 from vlm4vla.studies.display import Display, TrialView, label
-from vlm4vla.studies.execute import check_backbone, device_named, last_words, make_demonstrations
+from vlm4vla.studies.execute import check_backbone, device_named, is_swept, last_words, make_demonstrations
 from vlm4vla.studies.forecast import side_by_side
 from vlm4vla.studies.runs import RunStore, read_status
 
@@ -177,7 +177,7 @@ class _LocalJob:
 def _prepared(trial: Trial, store: RunStore, resources: Resources, notes: Mapping[str, Any] | None) -> bool:
     """Whether a trial is done; if not, it has its folder and its demonstrations then."""
     with store.open(trial, facts=facts_of(trial), notes=notes) as run:
-        if run.is_done(evaluated=True):
+        if run.is_done(evaluated=True) and is_swept(trial, run.folder, resources):
             return True
         run.begin()
         if is_trained(trial):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from vlm4vla.core.errors import unknown_name
-from vlm4vla.core.recipes import DemonstrationRecipe, TaskRecipe, Trial
+from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
+from vlm4vla.core.errors import RecipeError, unknown_name
+from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, TaskRecipe, Trial, fingerprint
 from vlm4vla.studies.runs import RunStore, read_status
+from vlm4vla.studies.tries import at_steps, complete
 
 State = Literal["done", "running", "failed", "missing", "needs tuning", "published only"]
 
@@ -71,6 +74,8 @@ class Study:
     """Assumptions, and slips of what was published."""
     asked: Questions | None = None
     """What goes with success, perhaps; None where nobody has such questions at hand."""
+    checkpoints: tuple[int, ...] = ()
+    """Steps after which every training is evaluated, beside its last: those that `train.keep_every` keeps."""
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -81,6 +86,15 @@ class Study:
     def trials(self) -> list[Trial]:
         """Every trial once, in the rows' order."""
         return list(dict.fromkeys(trial for row in self.rows for trial in row.trials.values()))
+
+    @property
+    def row_of(self) -> dict[str, str]:
+        """The name of the row that a trial fills, the first if several, by fingerprint, in the rows' order."""
+        found: dict[str, str] = {}
+        for row in self.rows:
+            for trial in row.trials.values():
+                found.setdefault(fingerprint(trial), row.name)
+        return found
 
 
 Scale = Literal["paper", "tabletop", "mini"]
@@ -171,6 +185,59 @@ def with_data(study: Study, folders: Mapping[str, str]) -> Study:
     return replace(study, rows=rows)
 
 
+def tries_played(study: Study, store: RunStore) -> tuple[int, int]:
+    """How many evaluations its checkpoints have, and how many of these were played whole."""
+    tries = [
+        each
+        for trial in study.trials
+        for each in at_steps(store.folder(trial), trial, trial.evaluations, study.checkpoints)
+    ]
+    begun = [each for each in tries if each.folder.is_dir()]
+    return sum(complete(begun)), len(tries)
+
+
+def with_renderer(study: Study, renderer: str) -> Study:
+    """The study with those simulators that have this renderer drawn with it; its name and its notes say so.
+
+    Raises: RecipeError when none has it.
+    """
+    problems = [f"study {study.name!r} plays no simulator whose renderer can be chosen"]
+
+    @cache
+    def drawn(recipe: EvaluationRecipe) -> EvaluationRecipe | None:
+        entry = BENCHMARKS.get(recipe.benchmark)
+        if entry is None or entry.simulator is None:
+            return None
+        try:
+            make_benchmark(replace(recipe, renderer=renderer))
+        except RecipeError as error:
+            problems.append(str(error))
+            return None
+        return replace(recipe, renderer=renderer)
+
+    if not any(drawn(recipe) for trial in study.trials for recipe in trial.evaluations):
+        raise RecipeError(problems[-1])
+    rows = tuple(
+        replace(
+            row,
+            trials={
+                name: replace(
+                    trial, evaluations=tuple(drawn(recipe) or recipe for recipe in trial.evaluations)
+                )
+                for name, trial in row.trials.items()
+            },
+        )
+        for row in study.rows
+    )
+    if rows == study.rows:
+        return study
+    notes = (
+        *study.notes,
+        f"drawn with {renderer} where a simulator has it: pictures are others than those of {study.name}",
+    )
+    return replace(study, name=f"{study.name}-{renderer}", rows=rows, notes=notes)
+
+
 def runnable(study: Study) -> Sequence[Trial]:
     """The trials that need no tuned VLM that is not there."""
     return [
@@ -194,3 +261,28 @@ def impossible(study: Study) -> dict[Trial, str]:
         for trial in row.trials.values()
         if _waits(trial, row) and trial.tuning is None
     }
+
+
+def with_checkpoints(study: Study) -> Study:
+    """The same study with a score at every sixth of its trainings, from the second sixth on, as Figure 4 of the paper.
+
+    Sixths are rounded to checkpoints. Trainings keep them then, which makes them others than those that do not. Raises:
+    RecipeError unless all of its trainings have the same length.
+    """
+    lengths = {(t.train.steps, t.train.checkpoint_every) for t in study.trials if t.train.steps}
+    if len(lengths) != 1:
+        raise RecipeError(f"study {study.name!r}: its trainings have no common length: {sorted(lengths)}")
+    ((steps, interval),) = lengths
+    every = interval * max(1, round(steps / 6 / interval))
+
+    def keeping(trial: Trial) -> Trial:
+        return replace(trial, train=replace(trial.train, keep_every=every)) if trial.train.steps else trial
+
+    rows = tuple(
+        replace(row, trials={name: keeping(trial) for name, trial in row.trials.items()})
+        for row in study.rows
+    )
+    told = tuple(step for step in range(every, steps + 1, every) if 3 * step >= steps)
+    told = tuple(dict.fromkeys((*told, steps)))
+    note = f"checkpoints of {', '.join(f'{step:,}' for step in told)} steps are evaluated"
+    return replace(study, rows=rows, checkpoints=told, notes=(*study.notes, note))

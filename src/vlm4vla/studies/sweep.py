@@ -11,10 +11,11 @@ from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.core.interfaces import ChunkPredictor
 from vlm4vla.core.recipes import Trial
 from vlm4vla.core.types import EpisodeResult
+from vlm4vla.demonstrations.scripted import labelled
 from vlm4vla.studies.checks import Resources
 from vlm4vla.studies.execute import load_policy, planned, predictor_of, run_evaluation
 from vlm4vla.studies.runs import locked, read_trial
-from vlm4vla.studies.tries import Try, recorded
+from vlm4vla.studies.tries import Try, note_of, recorded
 
 
 def sweep(folder: Path, tries: Sequence[Try], resources: Resources) -> list[list[EpisodeResult]]:
@@ -23,34 +24,42 @@ def sweep(folder: Path, tries: Sequence[Try], resources: Resources) -> list[list
     A policy is loaded once for all its ways, and not at all where nothing of it is missing.
     """
     with ExitStack() as stack:
-        trial = None
         if (folder / "trial.json").exists():
-            trial = read_trial(folder)
             part = "" if resources.shard[1] == 1 else "-{}-of-{}".format(*resources.shard)
-            stack.enter_context(locked(folder / f".lock{part}", what=f"the trial {trial.name!r}"))
-        there = recorded(tries, resources.shard)
-        open_ = [len(names) - len(done) for names, done in there]
-        if any(open_):
-            resources = planned([each.recipe for each in tries], tries[0].checkpoint, resources)
-        display = Progress("sweep", sum(len(names) for names, _ in there), [], shown=resources.progress)
-        policies: dict[Path | None, ChunkPredictor] = {}
-        results = []
-        for index, (each, (names, done)) in enumerate(zip(tries, there, strict=True)):
-            display.part(
-                f"{each.name} ({index + 1} of {len(tries)})", len(names), rest=sum(open_[index + 1 :])
-            )
-            if not open_[index] and not any(result.error for result in done.values()):
-                results.append([done[name] for name in names])
-                continue
-            if each.checkpoint not in policies:
-                policies.clear()  # one in memory at a time
-                policies[each.checkpoint] = _policy(each, trial, resources)
-            played = run_evaluation(
-                policies[each.checkpoint], each.recipe, each.folder, resources, display=display
-            )
-            results.append(played)
-        display.finish()
-        return results
+            what = f"the trial {read_trial(folder).name!r}"
+            stack.enter_context(locked(folder / f".lock{part}", what=what))
+        return play(folder, tries, resources)
+
+
+def play(folder: Path, tries: Sequence[Try], resources: Resources) -> list[list[EpisodeResult]]:
+    """`sweep` of a trial's folder that this process has locked, or of a checkpoint."""
+    trial = read_trial(folder) if (folder / "trial.json").exists() else None
+    there = recorded(tries, resources.shard)
+    open_ = [len(names) - len(done) for names, done in there]
+    if any(open_):
+        resources = planned([each.recipe for each in tries], tries[0].checkpoint, resources)
+    note = note_of(folder)
+    display = Progress("sweep", sum(len(names) for names, _ in there), [], shown=resources.progress)
+    policies: dict[Path | None, ChunkPredictor] = {}
+    results = []
+    for index, (each, (names, done)) in enumerate(zip(tries, there, strict=True)):
+        display.part(
+            labelled(f"{each.name} ({index + 1} of {len(tries)})", note),
+            len(names),
+            rest=sum(open_[index + 1 :]),
+        )
+        if not open_[index] and not any(result.error for result in done.values()):
+            results.append([done[name] for name in names])
+            continue
+        if each.checkpoint not in policies:
+            policies.clear()  # one in memory at a time
+            policies[each.checkpoint] = _policy(each, trial, resources)
+        played = run_evaluation(
+            policies[each.checkpoint], each.recipe, each.folder, resources, display=display
+        )
+        results.append(played)
+    display.finish()
+    return results
 
 
 def _policy(each: Try, trial: Trial | None, resources: Resources) -> ChunkPredictor:

@@ -12,7 +12,8 @@ from vlm4vla.benchmarks.rollout import play_id, plays_of
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe, Trial, fingerprint
 from vlm4vla.core.types import EpisodeResult
-from vlm4vla.studies.runs import read_trial
+from vlm4vla.demonstrations.scripted import told_of
+from vlm4vla.studies.runs import read_json, read_trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,22 +62,38 @@ def plan(folder: Path, recipes: Sequence[EvaluationRecipe], checkpoints: str = "
                 f"{folder}: its policy was not trained here and has no checkpoints; leave --checkpoints out"
             )
         return [Try(checkpoint=None, step=None, recipe=recipe, folder=folder) for recipe in recipes]
-    return [
-        Try(
-            checkpoint=path,
-            step=step,
-            recipe=recipe,
-            folder=folder if step == trial.train.steps else path,
-        )
-        for step, path in _chosen(folder, checkpoints, trial)
-        for recipe in recipes
-    ]
+    return at_steps(folder, trial, recipes, _chosen(folder, checkpoints, trial))
 
 
-def _chosen(folder: Path, checkpoints: str, trial: Trial) -> list[tuple[int, Path]]:
+def at_steps(
+    folder: Path, trial: Trial, recipes: Sequence[EvaluationRecipe], steps: Sequence[int]
+) -> list[Try]:
+    """Every try of a trial's checkpoints of these steps, whether they are there or not; of no training: none."""
+    tries = []
+    for step in steps if trial.train.steps else ():
+        path = folder / "checkpoints" / f"step-{step:06d}"
+        where = folder if step == trial.train.steps else path
+        tries += [Try(checkpoint=path, step=step, recipe=recipe, folder=where) for recipe in recipes]
+    return tries
+
+
+def complete(tries: Sequence[Try], shard: tuple[int, int] = (0, 1)) -> list[bool]:
+    """Of each: whether every episode of it was played."""
+    return [len(done) == len(names) for names, done in recorded(tries, shard)]
+
+
+def note_of(folder: Path) -> str:
+    """What is told beside scores of a trial's folder or a checkpoint: that it saw scripted demonstrations."""
+    kept, policy = folder / "provenance.json", folder / "policy.json"
+    if policy.exists():
+        return told_of(read_json(policy).get("provenance", {}))
+    return told_of(read_json(kept)) if kept.exists() else ""
+
+
+def _chosen(folder: Path, checkpoints: str, trial: Trial) -> list[int]:
     found = {
-        int(path.name.removeprefix("step-")): path
-        for path in sorted((folder / "checkpoints").glob("step-*"))
+        int(path.name.removeprefix("step-"))
+        for path in (folder / "checkpoints").glob("step-*")
         if (path / "policy.json").exists()
     }
     if not found:
@@ -96,7 +113,7 @@ def _chosen(folder: Path, checkpoints: str, trial: Trial) -> list[tuple[int, Pat
             f"{', '.join(map(str, sorted(found)))}. A training keeps its last two, and those of every train.keep_every "
             f"steps (here {trial.train.keep_every or 'none'})"
         )
-    return [(step, found[step]) for step in steps]
+    return steps
 
 
 def recorded(

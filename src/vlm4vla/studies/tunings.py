@@ -137,10 +137,13 @@ def answers_of(
     prompt: str,
     resources: Resources,
     weights: str = "pretrained",
+    seed: int = 0,
     folder: Path | None = None,
     label: str = "",
 ) -> list[Answer]:
     """What a VLM answers, kept in `folder` under what was asked of whom: the same question is asked once.
+
+    `seed`: of `random` weights.
 
     Raises: BackboneError, DataError; RecipeError when none of the questions has a measure.
     """
@@ -148,13 +151,14 @@ def answers_of(
     from vlm4vla.tuning.scoring import VERSION, read_answers, score, write_answers
 
     asked = [[c.id, [[e.question, e.answer, e.measure] for e in c.exchanges]] for c in conversations]
-    identity = fingerprint(VERSION, digest_of(str(vlm)), prompt, weights, asked)
+    drawn = [seed] if weights == "random" and seed else []
+    identity = fingerprint(VERSION, digest_of(str(vlm)), prompt, weights, asked, *drawn)
     kept = folder / f"{identity}.jsonl" if folder else None
     if kept and kept.exists():
         return read_answers(kept)
     if prompt not in ("chat", "short") or weights not in ("pretrained", "random"):
         raise RecipeError(f"prompt {prompt!r}, weights {weights!r}: chat or short, pretrained or random")
-    model = AnsweringVLM.from_pretrained(vlm, prompt=prompt, weights=weights)  # type: ignore[arg-type]  # checked
+    model = AnsweringVLM.from_pretrained(vlm, prompt=prompt, weights=weights, seed=seed)  # type: ignore[arg-type]  # checked
     model.to(device_named(resources.device))
     total = sum(len(conversation.exchanges) for conversation in conversations)
     with Display(shown=resources.progress) as display:

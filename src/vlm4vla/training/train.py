@@ -16,6 +16,7 @@ from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.interfaces import DemonstrationSource
 from vlm4vla.core.recipes import TrainRecipe, Trial
 from vlm4vla.demonstrations.chunks import ChunkDataset, ids_of, split_episodes
+from vlm4vla.demonstrations.scripted import together
 from vlm4vla.demonstrations.statistics import fit_normalization
 from vlm4vla.policies.heads import LossWeights
 from vlm4vla.policies.vla import VLA
@@ -46,7 +47,9 @@ def train(
     `vlm`: the folder of its backbone after the trial's tuning.
     """
     task = PolicyTask(trial, source, vlm)
-    facts = {"trial": task.config, "demonstrations": [source.name, source.fingerprint]}
+    facts: dict[str, Any] = {"trial": task.config, "demonstrations": [source.name, source.fingerprint]}
+    told = together((provenance or {}).get("scripted", ""), source.scripted)
+    facts |= {"scripted": told} if told else {}
     return loop.run(
         task,
         folder,

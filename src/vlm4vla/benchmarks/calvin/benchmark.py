@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +17,8 @@ from vlm4vla.benchmarks.calvin.expert import PLANS
 from vlm4vla.benchmarks.calvin.oracle import TASKS
 from vlm4vla.benchmarks.calvin.sequences import chains, initial_state, instructions
 from vlm4vla.benchmarks.calvin.world import SCENES, State, World
-from vlm4vla.benchmarks.egl import require_context
-from vlm4vla.benchmarks.simulators import pins, simulator_folder
+from vlm4vla.benchmarks.egl import instead, require_context
+from vlm4vla.benchmarks.simulators import interpreter, pins, simulator_folder
 from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
 from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
@@ -34,6 +37,7 @@ _WRIST_SIDE, _WRIST_FIELD, _WRIST_FAR = 84, 75, 2
 """Of the gripper's camera."""
 _UNSHADED = 4
 """The first two pictures of an OpenGL context have no shadows, also those of an empty world; two more to be sure."""
+_PLUGIN = "_eglRendererPlugin"
 RENDERERS = ("egl", "tiny")
 """The data set was drawn with EGL; TinyRenderer needs no OpenGL, and its pictures differ by 20 grey levels."""
 
@@ -94,6 +98,11 @@ class Calvin:
             )
             for number, chain in ((number, chains()[number]) for number in self._numbers)
         )
+
+    @property
+    def python(self) -> str | None:
+        """Raises: SimulatorError when it is not installed."""
+        return interpreter("calvin")
 
     @property
     def software(self) -> Mapping[str, str]:
@@ -213,12 +222,19 @@ def _connect(renderer: str) -> Any:
     client = BulletClient(connection_mode=pybullet.DIRECT, options=f"--width={SIDE} --height={SIDE}")
     if renderer == "egl":
         os.environ.setdefault("EGL_PLATFORM", "surfaceless")
-        spec = importlib.util.find_spec("eglRenderer")
-        origin = spec.origin if spec is not None else None
-        plugin = client.loadPlugin(origin, "_eglRendererPlugin") if origin else -1
-        if plugin < 0:
+        plugin = importlib.util.find_spec("eglRenderer")
+        path = (plugin and plugin.origin) or ""
+        if not _egl_loads(path) or client.loadPlugin(path, _PLUGIN) < 0:
             raise SimulatorError(
-                "PyBullet's EGL renderer does not load: install Mesa's EGL (Debian: libegl1 libgl1-mesa-dri), or use "
-                "evaluation.renderer=tiny, whose pictures differ"
+                "PyBullet's EGL renderer does not load: install Mesa's EGL (Debian: libegl1 libgl1-mesa-dri), or draw "
+                f"with TinyRenderer, whose pictures differ: {instead('tiny')}"
             )
     return client
+
+
+@functools.cache
+def _egl_loads(path: str) -> bool:
+    """Tried in a process of its own, since PyBullet's plugin ends its process where there is no EGL."""
+    program = "import sys, pybullet as p; p.connect(p.DIRECT); sys.exit(p.loadPlugin(*sys.argv[1:]) < 0)"
+    command = [sys.executable, "-c", program, path, _PLUGIN]
+    return bool(path) and subprocess.run(command, capture_output=True, check=False).returncode == 0

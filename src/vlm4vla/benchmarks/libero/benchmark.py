@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from vlm4vla.benchmarks.libero.suites import STATES, SUITES, instruction
 from vlm4vla.benchmarks.libero.world import CAMERAS, World
-from vlm4vla.benchmarks.simulators import pins
+from vlm4vla.benchmarks.simulators import interpreter, pins
 from vlm4vla.core.actions import GRIPPER, ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
 from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
@@ -75,6 +75,11 @@ class Libero:
             for task in self._tasks
             for state in range(self._count)
         )
+
+    @property
+    def python(self) -> str | None:
+        """Raises: SimulatorError when it is not installed."""
+        return interpreter("libero")
 
     @property
     def software(self) -> Mapping[str, str]:

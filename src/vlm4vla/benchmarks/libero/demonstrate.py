@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from vlm4vla.benchmarks.libero.benchmark import RENDERERS
 from vlm4vla.benchmarks.libero.expert import TASKS, actions
 from vlm4vla.benchmarks.libero.suites import SUITES, instruction, suite_of
 from vlm4vla.benchmarks.libero.world import CAMERAS, World
@@ -238,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-wrist", action="store_true", help="the third-person camera alone: twice as fast"
     )
-    parser.add_argument("--renderer", default="egl")
+    parser.add_argument("--renderer", choices=RENDERERS, default="egl")
     add_options(parser)
     options = parser.parse_args(arguments)
     try:
@@ -258,12 +259,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.share:
             print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
             return 0
-        note = f"scripted expert, seed {options.seed}: not LIBERO's own demonstrations"
+        drawn = f"seed {options.seed}, drawn with {options.renderer}"
+        note = f"scripted expert, {drawn}: not LIBERO's own demonstrations"
         count = write(made(plan, Scripted, options.pieces), options.out, note=note)
     except VLAError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     settings = " --set demonstrations.source=libero"
+    if options.renderer != "egl":
+        settings += f" --set evaluation.renderer={options.renderer}"
     print(json.dumps({"folder": str(options.out), "demonstrations": count, "settings": settings}))
     return 0
 

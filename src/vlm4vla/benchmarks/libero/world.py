@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from vlm4vla.benchmarks import osmesa
-from vlm4vla.benchmarks.egl import require_context
+from vlm4vla.benchmarks.egl import instead, require_context
 from vlm4vla.benchmarks.simulators import simulator_folder
 from vlm4vla.core.errors import SimulatorError
 
@@ -32,6 +32,12 @@ STILL = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
 SETTLE_STEPS = 10
 """Still ones after a reset, which no limit counts."""
 _MOST_PLACEMENTS = 100
+_REMEDIES = {
+    "egl": "Install a driver (Debian: libegl1 libgl1-mesa-dri), set MUJOCO_EGL_DEVICE_ID, if at all, to the number of "
+    "one of its displays, or draw with OSMesa, which `vlm4vla simulators install libero` fetches where there is no "
+    f"EGL: {instead('osmesa')}",
+    "osmesa": "It needs libosmesa6, which `vlm4vla simulators install libero` fetches where there is no EGL",
+}
 
 
 class World:
@@ -182,9 +188,7 @@ def _imported(renderer: str) -> SimpleNamespace:
         ) from error
     except (ImportError, AttributeError, RuntimeError) as error:
         raise SimulatorError(
-            f"LIBERO cannot draw with {renderer} ({error}). EGL needs a driver (Debian: libegl1 libgl1-mesa-dri) and "
-            "MUJOCO_EGL_DEVICE_ID, where it is set, the number of one of its displays; evaluation.renderer=osmesa "
-            "needs libosmesa6, which `vlm4vla simulators install libero` fetches where there is no EGL"
+            f"LIBERO cannot draw with {renderer}. {_REMEDIES[renderer]} ({error})"
         ) from error
     return SimpleNamespace(
         folder=get_libero_path,

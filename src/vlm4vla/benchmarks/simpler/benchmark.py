@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from vlm4vla.benchmarks.simpler.models import substitutes
+from vlm4vla.benchmarks.published import substitutes
 from vlm4vla.benchmarks.simpler.rules import EPISODES, TASKS, LateOpening
 from vlm4vla.benchmarks.simpler.scene import Scene
-from vlm4vla.benchmarks.simulators import pins, simulator_folder
+from vlm4vla.benchmarks.simulators import interpreter, pins, simulator_folder
 from vlm4vla.core.actions import GRIPPER, ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
 from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
@@ -52,7 +52,7 @@ class Simpler:
             episodes_per_task or EPISODES,
             image_size,
         )
-        replaced = "-substitutes" if substitutes(simulator_folder("simpler")) else ""
+        replaced = "-substitutes" if substitutes("simpler", simulator_folder("simpler")) else ""
         self.name = f"simpler-bridge{replaced}-{VERSION}"
 
     def episodes(self) -> Sequence[EpisodeSpec]:
@@ -67,6 +67,11 @@ class Simpler:
             for task in self._tasks
             for number in range(self._count)
         )
+
+    @property
+    def python(self) -> str | None:
+        """Raises: SimulatorError when it is not installed."""
+        return interpreter("simpler")
 
     @property
     def software(self) -> Mapping[str, str]:
