@@ -159,7 +159,7 @@ def test_another_version_of_a_simulator_is_told_and_recorded(
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     after = play(benchmark, tmp_path / "other", episodes=short(benchmark))
     told = capsys.readouterr().err
-    assert "calvin-abc-d-tiny-v1 is played with pybullet 3.2.5 instead of 3.2.7" in told
+    assert "calvin-abc-d-tiny-v2 is played with pybullet 3.2.5 instead of 3.2.7" in told
     assert "vlm4vla simulators install" in told
     assert kept_software(tmp_path / "out", before[0])["pybullet"] == pins("calvin")["pybullet"] == "3.2.7"
     assert kept_software(tmp_path / "other", after[0])["pybullet"] == "3.2.5"

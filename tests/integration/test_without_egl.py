@@ -82,7 +82,7 @@ def test_evaluate(
     command += ["--out", str(tmp_path / "out")]
     assert main(command) == 1, "not this process either, which PyBullet's plugin would have ended"
     told = capsys.readouterr().err
-    assert REMEDY in told and "no worker of calvin-d-tasks-v1 could be started" in told
+    assert REMEDY in told and "no worker of calvin-d-tasks-v2 could be started" in told
     same = (["--renderer", "tiny"], ["--set", "renderer=tiny"], ["--set", "evaluation.renderer=tiny"])
     for choice in same:
         assert main([*command, *choice]) == 0, capsys.readouterr().err

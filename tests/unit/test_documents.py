@@ -31,7 +31,9 @@ def blocks(*languages: str) -> Iterator[tuple[str, str]]:
 def commands(program: str) -> list[tuple[str, list[str]]]:
     """Every shell line of the documents that starts with this program, split into words."""
     lines = [
-        (name, line.strip()) for name, text in blocks("bash", "sh", "console") for line in text.splitlines()
+        (name, line.strip())
+        for name, text in blocks("bash", "sh", "console")
+        for line in re.sub(r"\\\n\s*", "", text).splitlines()
     ]
     words = [(name, shlex.split(line.removeprefix("$ "), comments=True)) for name, line in lines]
     return [(name, line) for name, line in words if line and Path(line[0]).name == program]

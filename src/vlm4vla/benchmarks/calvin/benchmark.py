@@ -23,7 +23,7 @@ from vlm4vla.core.actions import ActionSpec
 from vlm4vla.core.errors import RecipeError, SimulatorError, unknown_name
 from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
 
-VERSION = "v1"
+VERSION = "v2"
 ACTION_SPEC = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="controller")
 MAX_STEPS = 360
 """Of one task."""
