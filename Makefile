@@ -66,7 +66,7 @@ define scripted
 
 endef
 define drawn
-	$(if $2,@echo "simulator-study: $1 is drawn with $2, so this is $1-$2")
+	$(if $2,@echo "simulator-study: $1 is drawn with $2 and called $1-$2")
 	@[ -n "$$(ls $3 2>/dev/null)" ] || $(BIN)/vlm4vla simulators demonstrate $1 $3 $(shown_$1) $(addprefix --renderer ,$2)
 	$(BIN)/vlm4vla study scripted-$1 --run --out runs/studies --data $(call source,$1)=$3 $(addprefix --renderer ,$2)
 

@@ -11,7 +11,7 @@ from vlm4vla.studies.study import Scale, Study
 
 def calvin(scale: Scale) -> Study:
     """One task, one episode; demonstrations lie where SHORT_STUDY says."""
-    study = scripted("calvin", scale, steps=1, folder=os.environ["SHORT_STUDY"])
+    study = scripted("calvin", scale, steps=2, folder=os.environ["SHORT_STUDY"])
     rows = []
     for row in study.rows:
         (trial,) = row.trials.values()

@@ -64,6 +64,7 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
 def study(options: argparse.Namespace) -> None:
     """List, plan or run."""
     from vlm4vla.benchmarks.registry import load
+    from vlm4vla.cli_study_plan import print_plan
     from vlm4vla.studies.mini import OWN_STUDIES
     from vlm4vla.studies.paper import STUDIES
     from vlm4vla.studies.study import study_named, with_renderer
@@ -97,7 +98,7 @@ def study(options: argparse.Namespace) -> None:
     elif options.report:
         _report(made, options)
     else:
-        _plan(made, options)
+        print_plan(made, options)
 
 
 def _with_data(made: Any, options: argparse.Namespace) -> Any:
@@ -154,81 +155,8 @@ def _list(options: argparse.Namespace) -> None:
     )
 
 
-def _plan(made: Any, options: argparse.Namespace) -> None:
-    from vlm4vla.reports.tables import DASH, Table
-    from vlm4vla.studies.display import clock
-    from vlm4vla.studies.runs import RunStore
-    from vlm4vla.studies.study import counts, seconds_left, state_of, tries_played
-
-    store = RunStore(options.out)
-    states = counts(made, store)
-    played, tries = tries_played(made, store)
-    if options.json:
-        rows = [
-            {
-                "name": row.name,
-                "published": dict(row.published),
-                "tuned_on": row.tuned_on,
-                "trials": {
-                    cell: {"name": t.name, "folder": str(store.folder(t)), "state": state_of(t, row, store)}
-                    for cell, t in row.trials.items()
-                },
-            }
-            for row in made.rows
-        ]
-        plan = {
-            "name": made.name,
-            "title": made.title,
-            "question": made.question,
-            "columns": made.column_names,
-        }
-        if made.checkpoints:
-            plan["checkpoints"] = {"steps": made.checkpoints, "evaluations": tries, "played": played}
-        print(json.dumps({**plan, "rows": rows, "states": states, "notes": made.notes}, indent=1))
-        return
-    cells = tuple(
-        (
-            row.name,
-            *(f"{row.published[c]:g}" if c in row.published else DASH for c in made.column_names),
-            "; ".join(sorted({state_of(t, row, store) for t in row.trials.values()}) or ["published only"]),
-        )
-        for row in made.rows
-    )
-    heading = "published" if any(row.published for row in made.rows) else "nothing published at this scale"
-    title = f"{made.title}: {made.question} ({heading})"
-    print(Table(title, ("row", *made.column_names, "ours"), cells).text(width=120))
-    left = seconds_left(made, store)
-    told = ", ".join(f"{count} {state}" for state, count in states.items()) or "nothing to train"
-    print(f"\nTrials: {told}. Runs: {store.root}")
-    if made.checkpoints:
-        print(f"Checkpoints: {played} of {tries} evaluations played.")
-    if left:
-        print(f"Time left, one trial after the other, as fast as those that are done: {clock(left)}")
-    if options.gpus:
-        _print_memory(made, options.gpus)
-    for note in made.notes:
-        print(f"Note: {note}.")
-
-
-def _print_memory(made: Any, gpus: int) -> None:
-    """The largest training of every backbone and head."""
-    from vlm4vla.reports.tables import Table
-    from vlm4vla.training.memory import plan, with_checkpointing
-
-    largest: dict[tuple[str, str, int], Any] = {}
-    for trial in made.trials:
-        key = (trial.policy.backbone, trial.policy.head, trial.policy.image_size)
-        if key not in largest or len(trial.policy.freeze) < len(largest[key].policy.freeze):
-            largest[key] = trial
-    rows = []
-    for (backbone, head, size), trial in largest.items():
-        peaks = [plan(with_checkpointing(trial, again), gpus=gpus).peak / 1e9 for again in (False, True)]
-        rows.append((backbone, head, str(size), *(f"{peak:.1f}" for peak in peaks)))
-    columns = ("backbone", "head", "image", "activations kept", "computed again")
-    print("\n" + Table(f"GB on each of {gpus} GPUs", columns, tuple(rows)).text(width=120))
-
-
 def _run(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.cli_study_plan import left_out_of
     from vlm4vla.studies.checks import Resources
     from vlm4vla.studies.choices import given
     from vlm4vla.studies.parallel import run_trials
@@ -236,14 +164,11 @@ def _run(made: Any, options: argparse.Namespace) -> None:
     from vlm4vla.studies.study import runnable
 
     trials = runnable(made)
-    left = len(made.trials) - len(trials)
-    if left and not options.quiet:
-        print(
-            f"{left} trials wait for VLMs that are tuned before, which this version cannot do",
-            file=sys.stderr,
-        )
+    told = left_out_of(made)
     if not trials:
-        raise RecipeError(f"study {made.name!r}: none of its trials can be run yet")
+        raise RecipeError("\n".join([f"study {made.name!r}: none of its trials can be run yet", *told]))
+    if not options.quiet:
+        print(*told, sep="\n", end="\n" if told else "", file=sys.stderr)
     processes = 1 if options.gpus else options.processes
     resources = Resources(
         progress=not options.quiet,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -49,6 +50,11 @@ from vlm4vla.studies.study import Study, StudyRow
 from vlm4vla.testing import check_benchmark
 
 ARCHIVE = Path(__file__).parents[1] / "assets" / "calvin.tar.xz"
+PUBLISHED = "604957a8a2d3102941b278df07df4950bc41f340ed959077b20467d5f692318a"
+"""SHA-256 of the published list (eval_sequences.json of VLM4VLA, RoboVLMs and starVLA) without spaces."""
+STATES = "2db0a533c3ca6603f801b10ba4636d65f1ebfbcfcba25c320ea6a573787776c8"
+"""SHA-256 of all initial states as calvin_agent's own function gives them with pyhash's own C code (mees/calvin
+fa03f01, flier/pyfasthash d4aede2): 192 times robot_obs and scene_obs in double precision."""
 INSTALLED = simulator_folder("calvin")
 """By `vlm4vla simulators install calvin`, before this module looks elsewhere."""
 needs_pybullet = pytest.mark.skipif(
@@ -74,6 +80,8 @@ def goal(task: str) -> list[Goal]:
 def test_the_protocol_is_the_published_one() -> None:
     """1,000 chains over 192 states; those of a state are the ones that its seed draws."""
     everything, states = chains(), conditions()
+    told = json.dumps([[dict(c.condition), list(c.tasks)] for c in everything], separators=(",", ":"))
+    assert hashlib.sha256(told.encode()).hexdigest() == PUBLISHED
     assert len(everything) == 1000 and len(states) == 192 and len(instructions()) == len(TASKS) == 34
     assert set(instructions()) == set(TASKS)
     assert {task for chain in everything for task in chain.tasks} <= set(TASKS)
@@ -85,6 +93,11 @@ def test_the_protocol_is_the_published_one() -> None:
     assert list(first.condition) == [
         *("led", "lightbulb", "slider", "drawer", "red_block", "blue_block", "pink_block", "grasped")
     ]
+
+
+def test_initial_states_are_the_published_ones_to_the_bit() -> None:
+    states = np.array([np.concatenate(initial_state(condition)) for condition in conditions()])
+    assert states.shape == (192, 39) and hashlib.sha256(states.tobytes()).hexdigest() == STATES
 
 
 @pytest.mark.slow
@@ -341,6 +354,10 @@ def test_scripted_demonstrations_are_read_as_calvins_own(tmp_path: Path) -> None
         np.testing.assert_array_equal(found.actions.astype(np.float32), expected.actions)
         np.testing.assert_array_equal(found.images[-1], expected.images[-1])
         assert found.facts["scene"] == f"calvin_scene_{expected.scene}"
+    with np.load(tmp_path / "set" / "training" / "episode_0000000.npz", allow_pickle=False) as frame:
+        asked = frame["robot_obs"][:6] + frame["rel_actions"][:6] * ([0.02] * 3 + [0.05] * 3)
+        np.testing.assert_allclose(frame["actions"][:6], asked, atol=1e-3)
+        assert frame["actions"].shape == (7,) and frame["actions"][6] == frame["rel_actions"][6]
     again = list(demonstrations("AC", tasks, 3, seed=1, renderer="tiny"))
     np.testing.assert_array_equal(again[2].actions, made[2].actions)
     with pytest.raises(SimulatorError, match="exists already"):

@@ -42,7 +42,7 @@ def run(out: Path, *arguments: str) -> str:
 
 
 def written(out: Path) -> Any:
-    return json.loads((out / "reports" / "smoke-checkpoints" / "scores.json").read_text())
+    return json.loads((out / "reports" / "smoke-checkpoints" / "scores.json").read_text())["cells"]
 
 
 def test_checkpoints_are_kept_scored_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,8 @@ def test_a_study_ends_with_a_report_and_is_not_done_twice(whole: Path) -> None:
     assert again.returncode == 0 and before == {p: p.stat().st_mtime_ns for p in whole.rglob("*.jsonl")}
     status = run(whole, "--status")
     assert "Trials: 2 done." in status.stdout
+    page = (whole / "reports" / "smoke" / "index.html").read_text()
+    assert page.count("<video") >= 2 and len(page) < 2_000_000, "rows are seen side by side"
 
 
 def test_why_is_measured_once_beside_the_runs_and_told_in_the_report(whole: Path) -> None:

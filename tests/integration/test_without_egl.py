@@ -90,8 +90,9 @@ def test_evaluate(
         json.loads(p.read_text()) for p in (tmp_path / "out").glob("trials/*/evaluations/*/evaluation.json")
     ]
     assert sorted(recipe["renderer"] for recipe in recipes) == ["egl", "tiny"]
-    (log,) = (tmp_path / "out").glob("trials/*/evaluations/*/episodes.jsonl")
-    assert log.read_text().count("calvin-d-tasks-tiny-v1") == log.read_text().count("\n") == 1
+    logs = [path.read_text() for path in (tmp_path / "out").glob("trials/*/evaluations/*/episodes.jsonl")]
+    (played,) = [log for log in logs if log]
+    assert played.count("\n") == 1 and "calvin-d-tasks-tiny-v1" in played, "three ways to say the same"
 
 
 def test_a_scripted_study(

@@ -96,6 +96,7 @@ CHANGES: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda n: [line.pop("digest") for line in n],
         "lines 1, 2, 3, 4, 5 and 3 more are not as written",
     ),
+    "a line emptied": (lambda n: n[2].clear(), "missing 6 required keyword-only arguments"),
     "an episode invented": (
         invent,
         "1 result is not of this benchmark, and left out: 'A/lift/10000/0099'",

@@ -178,6 +178,17 @@ def test_a_step_of_every_backbone_of_the_paper_runs_without_weights(name: str) -
     assert kept.gradients <= kept.parameters and kept.optimizer == 2 * kept.gradients
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["openvla-7b", *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURE_NAMES)],
+)
+def test_every_backbone_of_the_paper_is_planned_for_several_gpus(name: str) -> None:
+    """FSDP2 gives the modules bf16 weights, while images are made in fp32."""
+    shared = memory.plan(calvin(name), gpus=8, samples=2)
+    assert shared.activations > 0 and shared.peak > shared.gathered + shared.optimizer
+    assert shared.optimizer == pytest.approx(2 * shared.gradients, rel=1e-3)
+
+
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     trial = calvin("kosmos-2")
     most = memory.largest_micro_batch(trial, memory.GPUS["80 GB"])

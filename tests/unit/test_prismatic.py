@@ -136,6 +136,15 @@ def test_each_tower_has_its_own_normalisation(model: PrismaticModel) -> None:
     torch.testing.assert_close(seen["fused_featurizer"], 2 * raw - 1)
 
 
+@torch.no_grad()
+def test_pixels_follow_weights_that_are_sharded_in_half_precision(model: PrismaticModel) -> None:
+    pixels = 2 * torch.rand(2, 3, SIDE, SIDE) - 1
+    whole = model.vision_backbone(pixels)
+    half = model.to(torch.bfloat16).vision_backbone(pixels)
+    assert half.dtype == torch.bfloat16
+    assert nn.functional.cosine_similarity(half.float().flatten(), whole.flatten(), dim=0) > 0.99
+
+
 def published(folder: Path) -> Path:
     """A checkpoint as its authors lay it out: unused blocks, a head, remote code and statistics beside."""
     build_tiny("prismatic", SIZE, folder, texts=("lift the red block",), seed=0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+from vlm4vla.backbones.registry import ARCHITECTURE_OF
 from vlm4vla.core.errors import unknown_name
 
 Values = Mapping[str, Any]
@@ -148,6 +149,7 @@ MOST_PIXELS = 1280 * 28 * 28
 
 def config_of(name: str) -> PreTrainedConfig:
     """The configuration of a registered VLM. Raises: RecipeError when its architecture is not written down."""
+    name = ARCHITECTURE_OF.get(name, name)
     if name not in _MODELS:
         raise unknown_name("backbone with a known architecture", name, _MODELS)
     model_type, values = _MODELS[name]

@@ -140,6 +140,7 @@ class _Tower(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches width"]:
+        pixels = pixels.to(self.patch_embed.proj.weight.dtype)  # bf16 where FSDP2 casts the weights
         x = self.patch_embed.proj(pixels).flatten(2).transpose(1, 2) + self.pos_embed
         if self.prefix:
             before = torch.cat([self.cls_token, self.reg_token], dim=1)

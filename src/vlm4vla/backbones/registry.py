@@ -62,6 +62,9 @@ BACKBONES: dict[str, BackboneEntry] = {
     )
 }
 
+ARCHITECTURE_OF = {"BAAI/RoboBrain2.0-7B": "qwen2.5-vl-7b"}
+"""Hub ids of VLMs that others tuned -> the registered VLM that they tuned."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleasedFacts:

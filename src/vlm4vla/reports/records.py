@@ -253,9 +253,9 @@ def _read_evaluation(
     for path in logs(folder) or [folder / "episodes.jsonl"]:
         entries = _read_entries(path, problems)
         problems.extend(changed(path.name, entries, {"evaluation": folder.name, **expected}))
-        for entry in filter(None, entries):
+        for entry in entries:
             try:
-                results.append(result_of(entry, where=path.name))
+                results += [] if entry is None else [result_of(entry, where=path.name)]
             except RecipeError as error:
                 problems.append(str(error))
     episodes = believable(recipe, results, problems, listed=not renamed)
@@ -311,7 +311,7 @@ def _read_phases(status: Mapping[str, Any], unit: str) -> dict[str, float]:
 
 def _read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a .jsonl file; a line cut short or damaged is a problem and is skipped."""
-    return filter(None, _read_entries(path, problems))
+    return (entry for entry in _read_entries(path, problems) if entry is not None)
 
 
 def _read_entries(path: Path, problems: list[str]) -> list[dict[str, Any] | None]:

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vlm4vla.benchmarks.machine import cores, memory
 from vlm4vla.benchmarks.workers import ONE_THREAD
 from vlm4vla.core.errors import RunError
 from vlm4vla.core.recipes import Trial
 from vlm4vla.studies.checks import Resources, check, facts_of, is_trained
 from vlm4vla.studies.display import Display, TrialView, label
-from vlm4vla.studies.execute import check_backbone, is_swept, last_words, make_demonstrations
+from vlm4vla.studies.execute import check_backbone, device_named, is_swept, last_words, make_demonstrations
+from vlm4vla.studies.forecast import side_by_side
 from vlm4vla.studies.runs import RunStore, read_status
 
 _GOODBYE_SECONDS = 10.0
@@ -84,8 +86,8 @@ def run_trials(
     for trial in trials:
         check(trial, resources if processes == 1 else dataclasses.replace(resources, train_processes=1))
         check_backbone(trial)
-    executor = executor or LocalExecutor(store, resources, slots=processes)
     missing = [trial for trial in trials if not _prepared(trial, store, resources, notes)]
+    executor = executor or _local(missing, store, resources, processes)
     alike = len({label(trial) for trial in trials}) < len(trials)
     views = [
         TrialView(trial, store.folder(trial), name=trial.name if alike else label(trial)) for trial in trials
@@ -109,6 +111,19 @@ def run_trials(
                 job.interrupt()
     if failed:
         raise RunError("\n".join(failed))
+
+
+def _local(missing: Sequence[Trial], store: RunStore, resources: Resources, processes: int) -> LocalExecutor:
+    """No more at a time than this machine's memory takes."""
+    wanted = min(processes, len(missing))
+    if wanted > 1 and device_named(resources.device) == "cpu":
+        fitting, told = side_by_side(missing, wanted, cores=cores(), free=memory().free)
+        if told:
+            print(told, file=sys.stderr)
+        if fitting < wanted:  # with one thread and one process each, as beside others
+            processes = fitting
+            resources = dataclasses.replace(resources, workers=0, train_processes=1)
+    return LocalExecutor(store, resources, slots=processes)
 
 
 @dataclass

@@ -238,25 +238,6 @@ def with_renderer(study: Study, renderer: str) -> Study:
     return replace(study, name=f"{study.name}-{renderer}", rows=rows, notes=notes)
 
 
-def seconds_left(study: Study, store: RunStore) -> float | None:
-    """How long its missing trainings take one after the other, judged by those that are done: samples a second.
-
-    None while no training of the same backbone and image size is done for one of them.
-    """
-    speeds: dict[tuple[str, int], list[float]] = {}
-    missing = []
-    for trial in study.trials:
-        status, samples = read_status(store.folder(trial)), trial.train.steps * trial.train.batch_size
-        key = (trial.policy.backbone, trial.policy.image_size)
-        if status is None or status.state != "done":
-            missing.append((key, samples))
-        elif status.seconds.train > 0:
-            speeds.setdefault(key, []).append(samples / (status.seconds.train + status.seconds.evaluate))
-    if not all(key in speeds for key, _ in missing):
-        return None
-    return sum(samples / (sum(speeds[key]) / len(speeds[key])) for key, samples in missing)
-
-
 def runnable(study: Study) -> Sequence[Trial]:
     """The trials that need no tuned VLM that is not there."""
     return [
@@ -264,6 +245,22 @@ def runnable(study: Study) -> Sequence[Trial]:
         for trial in study.trials
         if not any(_waits(trial, row) for row in study.rows if trial in row.trials.values())
     ]
+
+
+def left_out(study: Study) -> list[str]:
+    """Tasks whose folders are not named, so that trials wait for them."""
+    waiting = [t for row in study.rows for t in row.trials.values() if _waits(t, row) and t.tuning]
+    return sorted({task.task for t in waiting if t.tuning for task in t.tuning.tasks if is_nowhere(task)})
+
+
+def impossible(study: Study) -> dict[Trial, str]:
+    """Trials whose VLM is tuned on something of which there is nothing to read, and what that is."""
+    return {
+        trial: row.tuned_on
+        for row in study.rows
+        for trial in row.trials.values()
+        if _waits(trial, row) and trial.tuning is None
+    }
 
 
 def with_checkpoints(study: Study) -> Study:

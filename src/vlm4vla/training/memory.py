@@ -20,6 +20,7 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm4vla.backbones import lora
@@ -44,8 +45,24 @@ _LINEAR = (256, 512)
 """Samples at which activations are more than anything else, so that the peak grows in proportion."""
 
 
+_aten = torch.ops.aten
+_FLOPS: dict[Any, Any] = {  # what torch's own table leaves out
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query.shape, key.shape, value.shape
+    ),  # type: ignore[no-untyped-call]
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, *_, **__: (
+        sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
+    ),
+    # Every row meets one expert.
+    _aten._grouped_mm: lambda first, second, *_, **__: (
+        2 * first.shape[-2] * first.shape[-1] * second.shape[-1]
+    ),
+}
+
+
 class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that are alive, now and at the peak, those seen since it was entered.
+    """Bytes of the tensors that are alive, now and at the peak, those seen since it was entered; and operations.
 
     Every storage counts once, however many tensors look at it, from the operation that made it until nobody holds it.
     """
@@ -53,6 +70,8 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.working = 0
+        self.flops = 0
+        """Of matrix products, attention and convolutions, a multiplication and an addition counted as two."""
         self.lasting = 0
         """Bytes of parameters and of the gradients that are complete; `working` is the most beside them."""
         self._seen: dict[int, weakref.finalize[Any, Any]] = {}
@@ -77,6 +96,8 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if (count := _FLOPS.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
         self.hold([leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])
         return result
 
@@ -97,6 +118,8 @@ class Step:
     """The most beside the three: what is kept for the backward pass, the batch included, or a block at work."""
     peak: int
     """The most at any moment; gradients grow as activations go, so it is less than their sum."""
+    flops: int
+    """Operations, not bytes: of forward and backward pass."""
 
 
 def count_step(vla: VLA, batch: Batch, trial: Trial, *, processes: Processes | None = None) -> Step:
@@ -130,6 +153,7 @@ def count_step(vla: VLA, batch: Batch, trial: Trial, *, processes: Processes | N
         optimizer=moments,
         activations=alive.working,
         peak=alive.peak + moments,
+        flops=alive.flops,
     )
 
 

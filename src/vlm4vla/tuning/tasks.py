@@ -37,6 +37,8 @@ class Task:
     """Of a mixture: tasks and their weights. Each has its folder, of its name, below the mixture's."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the reader."""
+    hub: str = ""
+    """Hub id of the data set with these files."""
     weights: str = ""
     """Hub id of a VLM that its authors tuned on it already: a backbone like any other."""
 
@@ -74,6 +76,7 @@ TASKS: dict[str, Task] = {
         verified=True,
         layout="llava",
         files=(Files("robopoint_1432k.json", "images"),),
+        hub="wentao-yuan/robopoint-data",
     ),
     "vica-332k": Task(
         about="spatial questions about videos of rooms, 322,003 pairs",
@@ -81,6 +84,7 @@ TASKS: dict[str, Task] = {
         verified=False,
         layout="llava",
         files=(Files("**/*.json"),),
+        hub="nkkbr/ViCA-322K",
     ),
     "bridgevqa": Task(
         about="distance, size and depth of two things, made with VQASynth; the paper's own files are not public",
@@ -88,6 +92,7 @@ TASKS: dict[str, Task] = {
         verified=True,
         layout="messages",
         files=(Files("**/*.parquet"),),
+        hub="remyxai/vqasynth_spacellava",
     ),
     "robo2vlm": Task(
         about="multiple choice about robot trajectories, 678,034 training questions",
@@ -95,6 +100,7 @@ TASKS: dict[str, Task] = {
         verified=True,
         layout="multiple-choice",
         files=(Files("**/train-*.parquet"),),
+        hub="keplerccc/Robo2VLM-1",
     ),
     "robo2vlm-test": Task(
         about="Robo2VLM's own test split, 6,676 questions",
@@ -102,6 +108,7 @@ TASKS: dict[str, Task] = {
         verified=True,
         layout="multiple-choice",
         files=(Files("**/test-*.parquet"),),
+        hub="keplerccc/Robo2VLM-1",
     ),
     "robobrain2": Task(
         about="pointing, planning and trajectories: the paper takes the weights as released",
@@ -137,6 +144,7 @@ TASKS: dict[str, Task] = {
         verified=False,
         layout="problem",
         files=(Files("**/*.jsonl"), Files("**/*.json")),
+        hub="RUBBISHLIKE/SpaceR-151k",
     ),
     "embspatial": Task(
         about="relations between things in rooms: EmbSpatial-SFT, pictures within the JSON",
@@ -144,6 +152,7 @@ TASKS: dict[str, Task] = {
         verified=False,
         layout="options",
         files=(Files("embspatial_sft.json"),),
+        hub="Phineas476/EmbSpatial-Bench",
     ),
     "refspatial": Task(
         about="referring to places and choosing among things, 2D, 3D and simulated",
@@ -151,6 +160,7 @@ TASKS: dict[str, Task] = {
         verified=True,
         layout="llava",
         files=tuple(Files(*pair) for pair in _REFSPATIAL),
+        hub="JingkunAn/RefSpatial",
     ),
     "general-vqa": Task(
         about="any general conversations in LLaVA's layout; which ones the paper took is not told",

@@ -26,7 +26,7 @@ from jaxtyping import Float, Float32, UInt8
 from vlm4vla.benchmarks.calvin.benchmark import RENDERERS, CalvinEnvironment
 from vlm4vla.benchmarks.calvin.expert import PLANS, actions, fresh_state, possible
 from vlm4vla.benchmarks.calvin.sequences import instructions
-from vlm4vla.benchmarks.calvin.world import SCENES
+from vlm4vla.benchmarks.calvin.world import MOST_MOVEMENT, MOST_TURN, SCENES
 from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
 from vlm4vla.core.errors import SimulatorError
 from vlm4vla.core.types import Goal
@@ -49,6 +49,8 @@ class Scripted:
     scene: str
     images: list[UInt8[np.ndarray, "200 200 3"]]
     actions: Float32[np.ndarray, "steps 7"]
+    targets: Float[np.ndarray, "steps 7"]
+    """The poses that the actions ask for: place in metres, Euler angles, gripper."""
     robot_obs: Float[np.ndarray, "steps 15"]
     scene_obs: Float[np.ndarray, "steps 24"]
 
@@ -107,12 +109,13 @@ def _one(environment: CalvinEnvironment, scene: str, task: str, seed: tuple[int,
         environment.begin(robot, desk, goals=goal, seed=int(rng.integers(1 << 31)))
         found = _play(environment, task, rng)
         if found is not None:
-            images, done, robots, desks = found
+            images, done, targets, robots, desks = found
             return Scripted(
                 task=task,
                 scene=scene,
                 images=images,
                 actions=np.stack(done),
+                targets=np.stack(targets),
                 robot_obs=np.stack(robots),
                 scene_obs=np.stack(desks),
             )
@@ -120,17 +123,20 @@ def _one(environment: CalvinEnvironment, scene: str, task: str, seed: tuple[int,
 
 
 def _play(environment: CalvinEnvironment, task: str, rng: np.random.Generator) -> Any:
-    images, done, robots, desks = [], [], [], []
+    images, done, targets, robots, desks = [], [], [], [], []
     world = environment.world
     for action in actions(task, world):
         images.append(environment.observe().image)
         done.append(action)
+        exact = action.astype(np.float64)
+        place, turn = world.target + exact[:3] * MOST_MOVEMENT, world.turn + exact[3:6] * MOST_TURN
+        targets.append(np.array([*place, *turn, exact[6]]))
         robots.append(world.robot_obs())
         desks.append(world.scene_obs())
         executed = action.copy()
         executed[:3] += (_NOISE * rng.normal(size=3) * np.abs(action[:3]).max()).astype(np.float32)
         if environment.advance(executed.clip(-1, 1)):
-            return images, done, robots, desks
+            return images, done, targets, robots, desks
     return None
 
 
@@ -151,6 +157,7 @@ def write(demonstrations: Iterator[Scripted], folder: Path, *, note: str) -> int
                 np.savez_compressed(
                     unfinished / f"episode_{number:07d}.npz",
                     rgb_static=image,
+                    actions=demonstration.targets[step],
                     rel_actions=demonstration.actions[step].astype(np.float64),
                     robot_obs=demonstration.robot_obs[step],
                     scene_obs=demonstration.scene_obs[step],

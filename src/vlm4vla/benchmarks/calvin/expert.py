@@ -46,7 +46,12 @@ class Waypoint:
 
 def actions(task: str, world: World) -> Iterator[Float32[np.ndarray, "7"]]:
     """What to do next, one action at a time; the caller carries each out before asking for another."""
-    for waypoint in PLANS[task](world):
+    return follow(PLANS[task](world), world)
+
+
+def follow(waypoints: Sequence[Waypoint], world: World) -> Iterator[Float32[np.ndarray, "7"]]:
+    """The actions that lead along them, likewise."""
+    for waypoint in waypoints:
         done = 0
         while done < (waypoint.steps or _PATIENCE):
             position, _ = tool_pose(world)

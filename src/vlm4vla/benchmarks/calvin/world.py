@@ -119,8 +119,8 @@ class World:
     ) -> None:
         """Load everything anew and bring it into this state; `seed` draws where blocks are loaded before they move."""
         p = self.p
+        # calvin_env asks for deterministicOverlappingPairs, but before its last reset, which forgets it.
         p.resetSimulation()
-        p.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
         p.setTimeStep(1 / _RATE)
         p.setGravity(0, 0, -9.8)
         self.robot: int = p.loadURDF(
