@@ -10,6 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from vlm4vla.benchmarks.registry import outline
+from vlm4vla.benchmarks.rollout import task_and_tier
 from vlm4vla.core.recipes import (
     DemonstrationRecipe,
     EvaluationRecipe,
@@ -124,7 +126,12 @@ def write_evaluation(
     where.mkdir(parents=True)
     write_json(where / "evaluation.json", to_json(recipe))
     results, index = [], []
-    for tier, tasks in TASKS.items():
+    for spec in (outline(recipe) or ()) if recipe.benchmark != "tabletop" else ():
+        goals, (task, tier) = len(spec.goals), task_and_tier(spec)
+        done = goals * (difficulty(spec.id, skill) < skill)
+        result = episode_result(spec.id, task, tier, bool(done))
+        results.append(replace(result, goals=goals, goals_completed=done))
+    for tier, tasks in TASKS.items() if recipe.benchmark == "tabletop" else ():
         for task in tasks:
             for number in range(recipe.episodes_per_task):
                 episode = f"{recipe.look}/{task}/{recipe.seed}/{number:04d}"

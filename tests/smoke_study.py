@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vlm4vla.studies.mini import mini
 from vlm4vla.studies.paper import figure_4, table_4
-from vlm4vla.studies.study import Scale, Study, with_checkpoints
+from vlm4vla.studies.study import Scale, Study, StudyRow, with_checkpoints
 
 
 def make(scale: Scale) -> Study:
@@ -62,3 +62,14 @@ def tuned(scale: Scale) -> Study:
             )
         rows.append(replace(row, trials=trials))
     return replace(whole, name="smoke-tuned", rows=tuple(rows))
+
+
+def interrupted(scale: Scale) -> Study:
+    """One row of the smoke study, and the same with a VLM that is tuned before."""
+    whole = make(scale)
+    ((name, trial),) = whole.rows[0].trials.items()
+    tuning = next(t.tuning for t in tuned(scale).trials if t.tuning is not None)
+    task = replace(tuning.tasks[0], demonstrations=trial.demonstrations)
+    tuning = replace(tuning, backbone=trial.policy.backbone, tasks=(task,))
+    row = StudyRow(name="tuned", trials={name: replace(trial, name="tuned", tuning=tuning)})
+    return replace(whole, name="interrupted", rows=(whole.rows[0], row))

@@ -271,6 +271,12 @@ def report(options: argparse.Namespace) -> None:
     """Write page, results and tables again."""
     records_of = options.folder
     show_report(records_of, title=options.title or records_of.resolve().name, as_json=options.json)
+    if options.episodes is not None:
+        from vlm4vla.reports.episodes import write_episodes
+        from vlm4vla.reports.records import collect
+
+        count = write_episodes(collect(records_of), records_of, options.episodes)
+        print(f"{count:,} episodes: {options.episodes}", file=sys.stderr)
     if options.readme is not None:
         _write_readme(options.readme, records_of, section=options.section)
 
@@ -326,7 +332,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--quiet", action="store_true", help="no progress")
         return made
 
-    def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 0) -> None:
+    def work(made: argparse.ArgumentParser, *, processes: int | None = None, videos: int = 2) -> None:
         if processes is not None:
             made.add_argument(
                 "--processes", type=positive, default=processes, help=f"at work (default {processes})"
@@ -351,7 +357,7 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
     made.add_argument("--backbone", action="append", metavar="NAME|FOLDER", help="may be repeated")
     size(made)
-    work(made, processes=2, videos=2)
+    work(made, processes=2)
 
     made = add("models", models, "Backbones that have a name.")
     inner = made.add_subparsers(metavar="")
@@ -419,6 +425,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("folder", type=Path, metavar="OUT", help="where quickstart or train wrote to")
     made.add_argument("--title")
+    made.add_argument(
+        "--episodes",
+        type=Path,
+        metavar="FILE",
+        help="also write every episode, with its trial, checkpoint, evaluation and versions, to a .jsonl or .parquet",
+    )
     made.add_argument(
         "--readme",
         type=Path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import importlib.metadata
 import json
 import os
@@ -11,35 +10,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
+from vlm4vla.benchmarks.findings import Finding, opengl, simulators, vulkan
 from vlm4vla.benchmarks.machine import core_quota as _quota
 from vlm4vla.benchmarks.machine import memory as _memory
 from vlm4vla.core.errors import VLAError
 
-State = Literal["ok", "note", "problem"]
 _GIB = 1 << 30
 _SUPPORTED = ((3, 11), (3, 14))
 """From, up to but not including."""
-_EGL_PROBE = """
-import mujoco
-mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16).render()
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    state: State
-    """`note`: works, but slower or with less; `problem`: something will fail."""
-    found: str
-    remedy: str = ""
 
 
 def doctor(options: argparse.Namespace) -> None:
@@ -70,8 +53,9 @@ def examine() -> Iterator[Finding]:
     yield memory()
     yield from disks()
     yield video()
-    yield opengl()
+    yield from opengl()
     yield vulkan()
+    yield from simulators()
 
 
 def python() -> Finding:
@@ -178,6 +162,7 @@ def memory() -> Finding:
 
 def disks() -> Iterator[Finding]:
     """Room where runs, downloads and shared memory go."""
+    from vlm4vla.benchmarks.simulators import simulator_folder
     from vlm4vla.demonstrations.remote import cache_folder
 
     hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
@@ -185,6 +170,7 @@ def disks() -> Iterator[Finding]:
         ("disk: this folder", Path.cwd(), 2),
         ("disk: downloads", cache_folder(), 2),
         ("disk: models", hub, 10),
+        ("disk: simulators", simulator_folder("libero").parent, 3),
         ("shared memory", Path("/dev/shm"), 1),
     ):
         nearest = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
@@ -199,7 +185,7 @@ def disks() -> Iterator[Finding]:
                 state="note",
                 found=found,
                 remedy=f"{least} GiB in a folder that you may write to: free some, or use another place "
-                "(--out, VLM4VLA_CACHE, HF_HOME; of a container --shm-size)",
+                "(--out, VLM4VLA_CACHE, HF_HOME, VLM4VLA_SIMULATORS; of a container --shm-size)",
             )
 
 
@@ -216,47 +202,6 @@ def video() -> Finding:
             remedy="pip install --force-reinstall av (its wheels carry both decoders)",
         )
     return Finding(what="video", state="ok", found=f"PyAV {av.__version__} reads H.264 and AV1")
-
-
-def opengl() -> Finding:
-    """Whether MuJoCo draws without a display: in a process of its own, since a broken driver can end it."""
-    kind = os.environ.get("MUJOCO_GL", "egl")
-    done = subprocess.run(
-        [sys.executable, "-c", _EGL_PROBE],
-        env={**os.environ, "MUJOCO_GL": kind},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if done.returncode == 0:
-        return Finding(what="OpenGL", state="ok", found=f"draws without a display (MUJOCO_GL={kind})")
-    lines = done.stderr.strip().splitlines()
-    return Finding(
-        what="OpenGL",
-        state="note",
-        found=f"does not draw with MUJOCO_GL={kind}: {lines[-1] if lines else f'code {done.returncode}'}"[
-            :110
-        ],
-        remedy="Tabletop draws without it; other simulators need it (Debian: apt-get install libegl1 libgl1-mesa-dri)",
-    )
-
-
-def vulkan() -> Finding:
-    """A Vulkan driver, which SimplerEnv draws with."""
-    named = os.environ.get("VK_ICD_FILENAMES") or os.environ.get("VK_DRIVER_FILES")
-    folders = [Path("/usr/share/vulkan/icd.d"), Path("/etc/vulkan/icd.d")]
-    drivers = named.split(":") if named else [str(path) for f in folders for path in sorted(f.glob("*.json"))]
-    there = [Path(driver).name for driver in drivers if Path(driver).is_file()]
-    if there:
-        return Finding(what="Vulkan", state="ok", found=f"drivers: {', '.join(there)}"[:110])
-    loader = ctypes.util.find_library("vulkan")
-    return Finding(
-        what="Vulkan",
-        state="note",
-        found=f"no driver{'' if loader else ' and no loader'}",
-        remedy="only SimplerEnv needs it: a GPU's driver brings it; without, Debian's mesa-vulkan-drivers 25 or newer",
-    )
 
 
 def _output(command: list[str]) -> str:

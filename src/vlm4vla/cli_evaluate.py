@@ -57,7 +57,7 @@ def add_command(add: Callable[..., argparse.ArgumentParser], work: Callable[...,
     made.add_argument(
         "--shard", type=_shard, metavar="I/N", help="only every N-th episode, from the I-th on (0/N)"
     )
-    work(made)
+    work(made, videos=0)
     outside = made.add_argument_group("policies from outside (code or a server)")
     outside.add_argument("--out", type=Path, default=Path("runs/policies"), help="default: runs/policies")
     outside.add_argument("--name", default="", help="what reports call it; default: its address")

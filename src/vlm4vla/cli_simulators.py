@@ -85,7 +85,7 @@ def listing(options: argparse.Namespace) -> None:
 
 def install(options: argparse.Namespace) -> None:
     """Packages and models."""
-    from vlm4vla.benchmarks.simulators import install as install_simulator
+    from vlm4vla.benchmarks.installing import install as install_simulator
 
     def say(text: str) -> None:
         if not options.quiet:
@@ -100,7 +100,13 @@ def install(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises: SimulatorError when something does not work."""
+    from vlm4vla.benchmarks.simulators import differences
+
     found = json.loads(_in_simulator(options.name, [*_program(options.name), "--check", *_drawn(options)]))
+    works = found.pop("works")
+    found |= {"packages": "as pinned", "models": "the published ones"}
+    found |= {other.what: f"{other.found}. {other.remedy}" for other in differences(options.name)}
+    found["works"] = works
     if options.json:
         print(json.dumps(found, indent=1))
     else:

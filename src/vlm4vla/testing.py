@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32
 
+from vlm4vla.benchmarks.rollout import task_and_tier
 from vlm4vla.core.actions import ACTION_SIZE, GRIPPER, ActionSpec
 from vlm4vla.core.errors import ContractError
-from vlm4vla.core.interfaces import Benchmark, ChunkPredictor, Environment, LazyEnvironment
+from vlm4vla.core.interfaces import Benchmark, ChunkPredictor, Environment, LazyEnvironment, Outlined
 from vlm4vla.core.types import EpisodeSpec, Observation
 
 if TYPE_CHECKING:
@@ -130,6 +131,15 @@ def _check_episodes(benchmark: Benchmark) -> Sequence[EpisodeSpec]:
         list(specs) == list(benchmark.episodes()),
         "episodes() differs from call to call: an interrupted evaluation could not continue",
     )
+    if isinstance(benchmark, Outlined):
+        made, told = (
+            [(s.id, task_and_tier(s), len(s.goals), s.max_steps_per_goal) for s in listed]
+            for listed in (specs, benchmark.outline())
+        )
+        _require(
+            made == told,
+            "outline() tells of other episodes than episodes(): a report would call them invented",
+        )
     for spec in specs:
         _require(len(spec.goals) > 0, f"episode {spec.id!r} has no goal")
         _require(spec.max_steps_per_goal >= 1, f"episode {spec.id!r} allows {spec.max_steps_per_goal} steps")

@@ -9,11 +9,13 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from vlm4vla.benchmarks.calvin import demonstrate as demonstrate_module
 from vlm4vla.benchmarks.calvin import expert
 from vlm4vla.benchmarks.calvin.benchmark import Calvin, CalvinEnvironment
 from vlm4vla.benchmarks.calvin.demonstrate import demonstrations, write
@@ -365,18 +367,34 @@ def test_demonstrations_made_in_shares_are_those_made_at_once(tmp_path: Path) ->
 
 
 @needs_pybullet
-def test_the_dataset_renderer_draws_the_desk() -> None:
+def test_the_dataset_renderer_draws_the_desk(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """EGL on Mesa, in a process of its own: PyBullet's and MuJoCo's OpenGL take each other's context away."""
-    program = (
-        "import sys, json\n"
-        "from vlm4vla.benchmarks.calvin.demonstrate import main\n"
-        "sys.exit(main(['--check']))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    if "EGL renderer does not load" in done.stderr:
+    unused = models / "data" / "blocks" / "block_blue.urdf"
+    text = unused.read_text()
+    unused.write_text(f"{text} ")
+    try:
+        status = main(["simulators", "check", "calvin", "--json"])
+    finally:
+        unused.write_text(text)
+    shown = capsys.readouterr()
+    if "EGL renderer does not load" in shown.err:
         pytest.skip("EGL does not work on this machine")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert found["works"], found
+    found = json.loads(shown.out)
+    assert status == 0 and found["works"], found
+    assert found["pybullet"] == metadata.version("pybullet")
+    assert "1 of 161 files are not the published ones: data/blocks/block_blue.urdf" in found["models"]
+    assert all(found[f"scene {scene}"]["apart"] < 3 for scene in "ABCD")
+
+
+@needs_pybullet
+def test_another_picture_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by its brightness: the scene may be another one, or have no shadows."""
+    golden = np.load(demonstrate_module.GOLDEN, allow_pickle=False)
+    np.save(tmp_path / "golden.npy", golden[:, [0, 1, 3, 2]])
+    monkeypatch.setattr(demonstrate_module, "GOLDEN", tmp_path / "golden.npy")
+    found = demonstrate_module.check("tiny")
+    assert not found["works"] and all(found[f"scene {scene}"]["solved"] for scene in "ABCD")
+    assert [found[f"scene {scene}"]["apart"] < 1 for scene in "ABCD"] == [True, True, False, False]
 
 
 @needs_pybullet

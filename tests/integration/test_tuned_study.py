@@ -50,7 +50,7 @@ def test_six_cells_are_tuned_trained_and_scored(tmp_path: Path) -> None:
     run(tmp_path, "--run", "--quiet")
     folders = sorted((tmp_path / "tunings").iterdir())
     assert {read_tuning(folder) for folder in folders} == tunings
-    scores = json.loads((tmp_path / "reports" / study.name / "scores.json").read_text())
+    scores = json.loads((tmp_path / "reports" / study.name / "scores.json").read_text())["cells"]
     assert len([cell for cell in scores if cell["ours"] is not None]) == 6
 
     store = RunStore(tmp_path)

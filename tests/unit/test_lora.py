@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -201,6 +202,9 @@ def test_two_processes_give_the_losses_of_one(vlm: Path, source: PackedSource, t
         assert first == pytest.approx(second, rel=2e-4)
     latest = latest_checkpoint(tmp_path / "two" / "checkpoints")
     assert latest is not None
+    told = json.loads((latest / "policy.json").read_text())["new_parameter_share"]
+    adapters = sum(p.numel() for name, p in one.named_parameters() if "lora_" in name)
+    assert told == one.new_parameter_share() > adapters / sum(p.numel() for p in one.parameters()) > 0
     two = VLA.from_pretrained(latest).state_dict()
     for name, value in one.state_dict().items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)

@@ -211,6 +211,10 @@ def test_videos_of_the_first_episodes_of_each_task(tmp_path: Path) -> None:
     world = PointWorld(faults={"4": "raise"})
     recorded = play(world, tmp_path, videos=2)
     assert timeless(recorded) == timeless(play(world)), "recording changes nothing"
+    lazy = PointWorld(faults={"4": "raise"}, lazy=True)
+    assert timeless(play(lazy, tmp_path / "lazy", videos=2)) == timeless(play(lazy)), (
+        "nor where it looks oftener"
+    )
     rows = json.loads((tmp_path / "videos" / "videos.json").read_text())
     # right/004 broke and has none.
     assert [row["episode"] for row in rows] == ["left/000", "left/001", "right/005", "up/008", "up/009"]

@@ -12,9 +12,10 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from vlm4vla.benchmarks import lavapipe
+from vlm4vla.benchmarks.published import published, substitutes
 from vlm4vla.benchmarks.registry import make_benchmark
 from vlm4vla.benchmarks.simpler.benchmark import Simpler
-from vlm4vla.benchmarks.simpler.models import places, published, separate_parts, substitutes
+from vlm4vla.benchmarks.simpler.models import places, separate_parts
 from vlm4vla.benchmarks.simpler.rules import (
     EPISODES,
     TASKS,
@@ -108,15 +109,15 @@ def test_the_benchmark_by_name() -> None:
 
 
 def test_files_that_are_not_the_published_ones_are_named(tmp_path: Path) -> None:
-    assert len(published()) == len(places()) == 73
+    assert len(published("simpler")) == len(places()) == 73
     assert (
         places()["data/hab2_bench_assets/stages/bridge_table_1_v1.glb"]
         == "data/tasks/bridge_v2_real2sim_dataset/stages/bridge_table_1_v1.glb"
     )
-    assert substitutes(tmp_path) == []
+    assert substitutes("simpler", tmp_path) == []
     (tmp_path / "data" / "robots" / "widowx").mkdir(parents=True)
     (tmp_path / "data" / "robots" / "widowx" / "wx250s.urdf").write_text("<robot/>")
-    assert len(substitutes(tmp_path)) == 73
+    assert len(substitutes("simpler", tmp_path)) == 73
 
 
 def test_a_collision_file_is_taken_apart_where_parts_share_no_point(tmp_path: Path) -> None:

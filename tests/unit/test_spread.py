@@ -193,3 +193,8 @@ def test_what_a_process_holds() -> None:
         assert 50_000_000 < resident(process.pid) < 150_000_000
         process.communicate("\n")
     assert resident(process.pid) == 0
+
+
+def test_where_a_report_is_made_episodes_are_recorded() -> None:
+    commands = ("quickstart", "train tabletop", "study mini", "evaluate run")
+    assert [build_parser().parse_args(command.split()).videos for command in commands] == [2, 2, 2, 0]

@@ -18,6 +18,7 @@ from vlm4vla.demonstrations.scripted import SCRIPTED
 from vlm4vla.reports.drawing import Drawing
 from vlm4vla.reports.overview import overview
 from vlm4vla.reports.scores import score
+from vlm4vla.reports.study_figures import figures_of
 from vlm4vla.reports.study_page import main_table, write_index, write_study_report
 from vlm4vla.reports.tables import Table
 from vlm4vla.studies.paper import STUDIES
@@ -134,6 +135,38 @@ def test_a_drawing_is_valid_svg() -> None:
     tags = [child.tag.rpartition("}")[2] for child in root]
     assert tags == ["title", "style", "line", "rect", "circle", "text"]
     assert root.attrib["viewBox"] == "0 0 100 50" and root[0].text == "a <figure>"
+
+
+def test_what_a_drawing_tells_is_in_the_page_and_its_files_are_pictures() -> None:
+    made = drawing()
+    alone, pdf = made.svg(alone=True), made.pdf()
+    with made.telling("good: 3 <4>", "good"):
+        made.line(0, 30, 100, 30, "accent")
+        made.dot(50, 30, 3, "accent")
+    made.text(5, 45, "after")
+    root = ElementTree.fromstring(made.svg())
+    assert [child.tag for child in root] == ["title", "line", "rect", "circle", "text", "g", "text"]
+    told = root[5]
+    assert told.get("data-row") == "good" and told.findtext("title") == "good: 3 <4>"
+    assert [child.get("class") for child in told] == [None, None, None, "near"], "room around a thin line"
+    again = drawing()
+    again.line(0, 30, 100, 30, "accent")
+    again.dot(50, 30, 3, "accent")
+    again.text(5, 45, "after")
+    assert made.svg(alone=True) == again.svg(alone=True) != alone
+    assert made.pdf() == again.pdf() != pdf
+
+
+def test_figures_tell_row_value_interval_and_n(tmp_path: Path) -> None:
+    scores = score(two_rows(tmp_path), tmp_path)
+    root = ElementTree.fromstring(figures_of(scores)["scores-look-a"].svg())
+    told = {group.get("data-row"): group.findtext("title") for group in root.findall("g")}
+    ours = {row: scores.cells[row, "look A"].estimate for row in ("good", "bad")}
+    for row, n in (("good", 180), ("bad", 177)):
+        estimate = ours[row]
+        assert estimate is not None
+        numbers = f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}], n = {n}"
+        assert told[row] == f"{row}: {numbers}; published 50"
 
 
 def test_a_drawing_is_a_pdf_whose_places_are_right() -> None:

@@ -282,6 +282,11 @@ def test_a_checkpoint_is_complete_and_damage_is_told(vlm: Path, source: PackedSo
     latest = tmp_path / "checkpoints" / "step-000008"
     manifest = json.loads((latest / "policy.json").read_text())
     assert {"recipe", "action_spec", "normalization", "provenance"} <= manifest.keys()
+    new, own = (
+        sum(tensor.numel() for tensor in load_file(latest / name).values())
+        for name in ("policy.safetensors", "backbone/model.safetensors")
+    )
+    assert manifest["new_parameter_share"] == new / own
     moments = latest / "training_state" / "optimizer.safetensors"
     moments.write_bytes(moments.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"optimizer\.safetensors: damaged .*go on from step-000004"):

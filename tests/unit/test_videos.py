@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 
 import av
@@ -14,7 +15,7 @@ from run_folders import make_trial, write_json, write_trial, write_video
 
 from vlm4vla.core.recipes import EvaluationRecipe
 from vlm4vla.reports.records import EvaluationRecord, TrialRecord, collect
-from vlm4vla.reports.videos import choose
+from vlm4vla.reports.videos import choose, rollouts
 
 SMALL = (EvaluationRecipe(look="A", episodes_per_task=1, execute=3),)
 
@@ -76,6 +77,28 @@ def test_the_budget_holds(tmp_path: Path) -> None:
     assert sum(clip.size for clips in shown for clip in clips) <= budget
     assert len(shown) == 2
     assert choose(entries, episodes=4, characters=10) == []
+
+
+def test_four_at_most_are_side_by_side_and_both_outcomes_among_them(tmp_path: Path) -> None:
+    entries = recorded(tmp_path, {name: {"0": name == "f", "1": True} for name in "abcdef"})
+    first, second = choose(entries, episodes=2, characters=10**7)
+    assert [c.video.success for c in first] == [False, False, False, True], "where they differ comes first"
+    assert len(second) == 4 and {"d", "e"} <= {c.record.backbone for c in second}, "then who was not seen"
+    sizes = sorted(clip.size for clip in first)
+    (pair,) = choose(entries, episodes=1, characters=sizes[-1] + sizes[-2])
+    assert [c.video.success for c in pair] == [False, True]
+    assert choose(entries, episodes=1, characters=sizes[0]) == [], "one alone is not side by side"
+
+
+def test_of_a_studys_row_the_first_trial_is_shown(tmp_path: Path) -> None:
+    recorded(tmp_path, {"a": {"0": True}, "b": {"0": True}, "c": {"0": False}})
+    records = collect(tmp_path)
+    rows = {r.fingerprint: "the last row" if r.backbone == "a" else "the first row" for r in records[::-1]}
+    shown = str(rollouts(records, rows))
+    assert re.findall(r"the (?:first|last) row, pick up the red block: \w+", shown) == [
+        "the first row, pick up the red block: success",
+        "the last row, pick up the red block: success",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "codec"])

@@ -37,6 +37,21 @@ def version(folder: Path) -> str:
     return note.read_text(encoding="utf-8").strip() if note.exists() else ""
 
 
+def mesa(description: Path) -> str:
+    """Version of the Mesa that a driver is of, `25.0.7`, read out of its library; empty where it is not Mesa's."""
+    try:
+        named = str(json.loads(description.read_text(encoding="utf-8"))["ICD"]["library_path"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    library = description.parent / named
+    if "/" not in named:  # the loader's own search
+        library = next(
+            (path for where in ("lib*", "lib/*") for path in Path("/usr").glob(f"{where}/{named}")), library
+        )
+    found = re.search(rb"Mesa (\d+\.\d+(?:\.\d+)?)", library.read_bytes()) if library.is_file() else None
+    return found[1].decode() if found else ""
+
+
 def install(folder: Path, say: Callable[[str], None]) -> None:
     """Fetch the driver, where the system is one whose own does not do. Raises: SimulatorError."""
     target = folder / _FOLDER

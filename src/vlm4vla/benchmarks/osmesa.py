@@ -26,11 +26,25 @@ EGL_PLATFORM_DEVICE_EXT = 0x313F
 shown = (display(EGL_PLATFORM_DEVICE_EXT, devices[i], None) for i in range(count.value))
 assert any(egl.eglInitialize(one, None, None) for one in shown)
 """
+_SECONDS = 60
+"""A driver that has not answered by then hangs."""
 
 
 def egl_works() -> bool:
-    """Whether a display of EGL can be opened; asked in a process of its own, since drivers that are broken crash."""
-    return subprocess.run([sys.executable, "-c", _EGL], capture_output=True, check=False).returncode == 0
+    """Whether a display of EGL can be opened."""
+    return not egl_fault()
+
+
+def egl_fault() -> str:
+    """Why none can be; empty: one can. Asked in a process of its own, since drivers that are broken crash or hang."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _EGL], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"its driver hangs: no display in {_SECONDS} s"
+    told = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
+    return f"opens no display: {told[-1]}" if done.returncode else ""
 
 
 def install(folder: Path, say: Callable[[str], None]) -> None:

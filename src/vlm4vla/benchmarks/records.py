@@ -1,6 +1,6 @@
 """What an evaluation leaves: results, append-only, from which an interrupted one continues, and the actions taken.
 
-episodes.jsonl               a line per finished episode
+episodes.jsonl               a line per finished episode: its result, whose it is (`Origin`), a digest (`misfits`)
 episodes-2-of-8.jsonl        likewise, of the third of eight shards; all of them together are the evaluation
 actions/ID.npy               two arrays, one after the other, for `replay`: float32 [steps, 7], what was carried out,
                              and uint64 [looks, 3], after which step the policy looked, goals then, digest of the image
@@ -15,9 +15,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float32
@@ -32,16 +33,41 @@ _ATTEMPTS = 2
 """How often an episode that ends in an error is played, all resumed evaluations together."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Of which evaluation a line is: files of several can be put together, and lines of another one be found."""
+
+    trial: str
+    """Fingerprint of its recipe; empty where the policy does not say."""
+    checkpoint: int | None
+    """Step of its training; None for a policy that was not trained here."""
+    evaluation: str
+    """Fingerprint of its recipe."""
+    execute: int
+    """Actions of a chunk that were carried out."""
+
+
 class EpisodeLog:
     """The results so far. Without a folder they are kept in memory only."""
 
-    def __init__(self, folder: Path | None, known: Iterable[str], *, shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        known: Iterable[str],
+        *,
+        shard: tuple[int, int] = (0, 1),
+        origin: Origin | None = None,
+    ) -> None:
         """Reads what is there, other shards' results included, and repairs a half-written last line of its own.
 
-        Raises: RunError naming file and line for damage elsewhere, and for an episode that is not `known`.
+        Raises: RunError naming file and line for damage elsewhere, for a line that is not as it was written, and for
+        one of an episode that is not `known` or of another `origin`.
         """
         self.results: dict[str, EpisodeResult] = {}
         """The last attempt of every episode."""
+        self._origin = {} if origin is None else to_json(origin)
+        self._digest = ""
+        """Of the last line of its own file."""
         self._errors: Counter[str] = Counter()
         name = "episodes.jsonl" if shard[1] == 1 else f"episodes-{shard[0]}-of-{shard[1]}.jsonl"
         self._path = None if folder is None else folder / name
@@ -79,13 +105,16 @@ class EpisodeLog:
         self._keep(result)
         if self._file is None:
             return
-        line = json.dumps(to_json(result), allow_nan=False).encode() + b"\n"
+        entry = to_json(result) | self._origin
+        digest = digest_of_line(entry, self._digest)
+        line = json.dumps(entry | {"digest": digest}, allow_nan=False).encode() + b"\n"
         try:
             written = self._file.write(line)
         except OSError as error:
             raise self._disk_error(str(error)) from error
         if written != len(line):
             raise self._disk_error("the disk took only part of a line")
+        self._digest = digest
 
     def _disk_error(self, why: str) -> RunError:
         return RunError(
@@ -97,17 +126,26 @@ class EpisodeLog:
         self._errors[result.episode] += result.error is not None
 
     def _read(self, path: Path, known: set[str], *, repair: bool) -> None:
-        results, complete = read_log(path)
-        for number, result in enumerate(results, start=1):
-            if result.episode not in known:
+        lines, complete = _lines(path)
+        for number in misfits([entry for entry, _ in lines]):
+            raise RunError(
+                f"{path}:{number}: not as it was written: this line was changed, or one before it changed or removed; "
+                "restore the file, or remove this line and all behind it to play their episodes again"
+            )
+        for number, (entry, result) in enumerate(lines, start=1):
+            if result.episode not in known or self._origin != {
+                n: entry.get(n, v) for n, v in self._origin.items()
+            }:
                 raise RunError(
-                    f"{path}:{number}: episode {result.episode!r} is not of this benchmark; the folder holds "
-                    "another evaluation, choose a new one"
+                    f"{path}:{number}: episode {result.episode!r} is not of this benchmark, or of another evaluation; "
+                    "the folder holds another evaluation, choose a new one"
                 )
             self._keep(result)
-        if repair and complete < path.stat().st_size:
-            with path.open("r+b") as file:
-                file.truncate(complete)
+        if repair:
+            self._digest = str(lines[-1][0].get("digest", "")) if lines else ""
+            if complete < path.stat().st_size:
+                with path.open("r+b") as file:
+                    file.truncate(complete)
 
 
 def logs(folder: Path) -> list[Path]:
@@ -117,18 +155,60 @@ def logs(folder: Path) -> list[Path]:
 
 def read_log(path: Path) -> tuple[list[EpisodeResult], int]:
     """The results of a file, and how many bytes its whole lines have. Raises: RunError naming a damaged line."""
+    lines, complete = _lines(path)
+    return [result for _, result in lines], complete
+
+
+def _lines(path: Path) -> tuple[list[tuple[dict[str, Any], EpisodeResult]], int]:
     data = path.read_bytes()
     complete = data.rfind(b"\n") + 1
-    results = []
+    lines = []
     for number, line in enumerate(data[:complete].splitlines(), start=1):
         try:
-            results.append(from_json(EpisodeResult, json.loads(line), where=f"{path}:{number}"))
+            entry = json.loads(line)
+            lines.append((entry, result_of(entry, where=f"{path}:{number}")))
         except (ValueError, RecipeError, AttributeError, TypeError) as error:
             raise RunError(
-                f"{path}:{number}: damaged line ({error}); restore the file, or remove the line to play "
-                "its episode again"
+                f"{path}:{number}: damaged line ({error}); restore the file, or remove this line and all behind it "
+                "to play their episodes again"
             ) from error
-    return results, complete
+    return lines, complete
+
+
+def result_of(entry: Mapping[str, Any], *, where: str) -> EpisodeResult:
+    """The result in a line. Raises: RecipeError for fields that are missing, unknown or of a wrong type."""
+    beside = {"digest", *(field.name for field in fields(Origin))}
+    return from_json(EpisodeResult, {k: v for k, v in entry.items() if k not in beside}, where=where)
+
+
+def digest_of_line(entry: Mapping[str, Any], previous: str) -> str:
+    """Of everything else in a line, and of the digest of the line before; the first line has an empty one before it."""
+    text = json.dumps({k: v for k, v in entry.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(f"{previous}{text}".encode()).hexdigest()[:16]
+
+
+def misfits(entries: Iterable[Mapping[str, Any] | None]) -> list[int]:
+    """Numbers, from 1, of a file's lines that are not as they were written, or follow on one that is gone.
+
+    None is a damaged line: of the one that follows it nothing can be told. Any line may begin a file, since files can
+    be put together; in files of older versions none has a digest. It shows an edit, not a forger who computes digests.
+    """
+    found = []
+    previous: str | None = ""
+    for number, entry in enumerate(entries, start=1):
+        if entry is None:
+            previous = None
+            continue
+        digest = entry.get("digest")
+        if digest is None:
+            if previous or "evaluation" in entry:
+                found.append(number)
+                previous = None
+            continue
+        if previous is not None and digest not in (digest_of_line(entry, p) for p in (previous, "")):
+            found.append(number)
+        previous = str(digest)
+    return found
 
 
 def digest_of(*arrays: np.ndarray) -> str:

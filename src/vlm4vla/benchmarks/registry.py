@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlm4vla.core.errors import RecipeError, unknown_name
-from vlm4vla.core.interfaces import Benchmark
+from vlm4vla.core.interfaces import Benchmark, Outlined
 from vlm4vla.core.recipes import EvaluationRecipe
+from vlm4vla.core.types import EpisodeSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class BenchmarkEntry:
     """GB that a worker is planned with, its measured peak; one that holds more is replaced between episodes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a recipe that differ from the recipe's own defaults."""
+    variant: str = ""
+    """A part of its episodes' ids that says how it is installed, not which episodes there are."""
 
 
 _TABLETOP = "vlm4vla.benchmarks.tabletop.benchmark:Tabletop"
@@ -83,6 +87,7 @@ BENCHMARKS: Mapping[str, BenchmarkEntry] = {
         simulator="simpler",
         memory=1.3,
         defaults={"look": "", "renderer": "lavapipe", "image_size": 224, "episodes_per_task": 0, "tasks": ()},
+        variant="-substitutes",
     ),
 }
 
@@ -120,6 +125,23 @@ def make_benchmark(recipe: EvaluationRecipe) -> Benchmark:
         chosen["shows"] = recipe.shows
     benchmark: Benchmark = load(entry.factory)(**entry.arguments, **chosen)
     return benchmark
+
+
+def outline(recipe: EvaluationRecipe) -> tuple[EpisodeSpec, ...] | None:
+    """Which episodes a recipe's benchmark has, without a simulator; their instructions and setups may be missing.
+
+    None for a benchmark of somebody else: nothing is imported because a record names it. Raises: as `make_benchmark`.
+    """
+    if ":" in recipe.benchmark:
+        return None
+    # What is shown and how it is played changes no episode.
+    return _outline(replace(recipe, execute=1, repeats=1, shows=()))
+
+
+@functools.lru_cache(maxsize=16)
+def _outline(recipe: EvaluationRecipe) -> tuple[EpisodeSpec, ...]:
+    benchmark = make_benchmark(recipe)
+    return tuple(benchmark.outline() if isinstance(benchmark, Outlined) else benchmark.episodes())
 
 
 def load(address: str) -> Any:

@@ -18,7 +18,7 @@ from jaxtyping import Float32, UInt8
 
 from vlm4vla.benchmarks.pool import Lost, Pool
 from vlm4vla.benchmarks.progress import Progress
-from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, digest_of, keep_actions, keep_software
+from vlm4vla.benchmarks.records import REPEAT, EpisodeLog, Origin, digest_of, keep_actions, keep_software
 from vlm4vla.benchmarks.software import unpinned
 from vlm4vla.benchmarks.video import video_path, write_index, write_video
 from vlm4vla.benchmarks.wire import Reply, Request
@@ -49,6 +49,7 @@ def evaluate(
     repeats: int = 1,
     shard: tuple[int, int] = (0, 1),
     memory: int = 0,
+    origin: Origin | None = None,
 ) -> list[EpisodeResult]:
     """Play the benchmark's episodes, or the given ones of them; results come in their order.
 
@@ -65,7 +66,7 @@ def evaluate(
 
     An environment that raises, dies or gives no answer for `time_limit` seconds costs its episode, which is recorded
     as an error. Simulators leak: a worker of one environment that holds more than `memory` bytes (0: any number) is
-    replaced between episodes.
+    replaced between episodes. Every recorded line also says its `origin`.
 
     Raises: ActionSpecMismatch, RecipeError for a bad argument, RunError for a damaged folder or a
     policy that predicts nonsense, SimulatorError when no worker starts.
@@ -88,7 +89,7 @@ def evaluate(
     plays = plays_of(chosen, repeats=repeats, shard=shard)
     ids = [play_id(spec, repeat) for spec, repeat in plays]
     known = [play_id(spec, repeat) for repeat in range(repeats) for spec in (*listed, *chosen)]
-    with EpisodeLog(folder, known, shard=shard) as log:
+    with EpisodeLog(folder, known, shard=shard, origin=origin) as log:
         missing = [play for play, name in zip(plays, ids, strict=True) if log.to_play(name)]
         done = [log.results[name] for name in ids if not log.to_play(name)]
         if isinstance(progress, Progress):

@@ -1,8 +1,11 @@
 """Simulators beside this package: each with an environment of its own, so that no simulator's pins meet another's.
 
+What they are, where they lie, and what of them is not at its pin; `installing` puts them there.
+
 VLM4VLA_SIMULATORS/NAME/       by default in the user's cache folder
   venv/                        its Python and packages
   data/ ...                    its models, from where their authors publish them
+  models.json                  where those came from
   installed.json               written last: what was installed
 """
 
@@ -11,24 +14,22 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
-import subprocess
+import re
 import sys
-import tarfile
-import venv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vlm4vla.benchmarks.registry import load
+from vlm4vla.benchmarks.published import published, substitutes
 from vlm4vla.benchmarks.simpler.models import places
 from vlm4vla.core.errors import SimulatorError, unknown_name
 
-_INSTALLED = "installed.json"
-_WORKER = ("numpy", "jaxtyping")
-"""What our side of a worker needs beside the simulator."""
-Say = Callable[[str], None]
+INSTALLED, MODELS = "installed.json", "models.json"
+_CONSTRAINTS = Path(__file__).with_name("constraints")
+_NAMED = 8
+"""Files that are told by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Simulator:
     module: str
     """Importing it says that it is there."""
     requirements: tuple[str, ...]
-    """Exact versions."""
+    """Exact versions; of all that they bring, `constraints/NAME.txt` has them."""
     pythons: tuple[tuple[int, int], ...]
     """Versions of Python it has packages for."""
     shared: bool = True
@@ -54,8 +55,8 @@ class Simulator:
     """Whose first episode `check` plays."""
     places: Mapping[str, str] = field(default_factory=dict)
     """Files of the repository -> where they go; empty: `needed` lie as they are to lie."""
-    first: tuple[str, ...] = ()
-    """Requirements installed before the others, whose choice of them would be another."""
+    torch: str = ""
+    """Its version, when it is installed before the others: built without CUDA, where there is no NVIDIA GPU."""
     prepare: str = ""
     """`module:callable`, called with the folder and `say`: what else there is to install."""
 
@@ -95,10 +96,10 @@ SIMULATORS: Mapping[str, Simulator] = {
         Simulator(
             name="simpler",
             module="mani_skill",
-            # Without torch before it, ManiSkill brings one with CUDA: 6.6 GB for what runs on the processor here.
-            first=("torch==2.13.0",),
+            # Else ManiSkill brings one with CUDA: 6.6 GB for what runs on the processor here.
+            torch="2.13.0",
             requirements=("mani_skill==3.0.1", "sapien==3.0.3"),
-            pythons=((3, 11), (3, 10), (3, 12)),
+            pythons=((3, 11), (3, 12)),
             source="https://github.com/simpler-env/ManiSkill2_real2sim",
             commit="ef7a4d4fdf4b69f2c2154db5b15b9ac8dfe10682",
             needed=("data",),
@@ -133,170 +134,131 @@ def interpreter(name: str) -> str | None:
     if importlib.util.find_spec(entry.module) is not None:
         return None
     python = simulator_folder(name) / "venv" / "bin" / "python"
-    if python.exists() and (simulator_folder(name) / _INSTALLED).exists():
+    if python.exists() and (simulator_folder(name) / INSTALLED).exists():
         return str(python)
     raise SimulatorError(f"{name} is not installed: `vlm4vla simulators install {name}`")
 
 
 def pins(name: str) -> dict[str, str]:
-    """Package -> version, of what is installed for a simulator."""
+    """Package -> version, of what is asked for when a simulator is installed."""
     parted = (requirement.partition("==") for requirement in simulator(name).requirements)
     return {package.partition("[")[0]: version for package, _, version in parted}
+
+
+def constraints(name: str) -> Path:
+    """A file for pip's `-c`: the exact version of everything in a simulator's own environment."""
+    return _CONSTRAINTS / f"{name}.txt"
 
 
 def state(name: str) -> dict[str, Any]:
     """What is there of a simulator."""
     entry, folder = simulator(name), simulator_folder(name)
-    marker = folder / _INSTALLED
-    installed = None
-    if marker.exists():
-        try:
-            installed = json.loads(marker.read_text(encoding="utf-8"))
-        except ValueError:
-            installed = {"damaged": str(marker)}
+    marker = folder / INSTALLED
+    installed = _read(marker) if marker.exists() else None
+    here = importlib.util.find_spec(entry.module) is not None
+    models = all((folder / part).is_dir() for part in entry.needed)
     return {
         "name": name,
         "folder": str(folder),
-        "here": importlib.util.find_spec(entry.module) is not None,
+        "here": here,
         "installed": installed,
-        "models": all((folder / part).is_dir() for part in entry.needed),
+        # Where its packages hold them, they come with those.
+        "models": models if entry.needed else here or installed is not None,
         "licence": entry.licence,
     }
 
 
-def install(
-    name: str, *, copy_from: Path | None = None, here: bool = False, say: Say = print, url: str | None = None
-) -> Path:
-    """Install a simulator and its models; what is there already is not done again.
+def models_record(name: str) -> dict[str, str]:
+    """Of the models that are there: `origin`, a URL or the copy; `commit`, none of a copy; `wanted`, the pin then."""
+    found = _read(simulator_folder(name) / MODELS)
+    if not found:
+        # Before this record there was one for all, which did not tell a copy from what was fetched.
+        found = {"wanted": _read(simulator_folder(name) / INSTALLED).get("commit", "")}
+    return {key: str(found.get(key, "")) for key in ("origin", "commit", "wanted")}
 
-    `copy_from` is an offline copy of its repository (a folder, or an archive of it), or a folder of its wheels where it
-    has none; `here` installs the packages into this Python instead of one of its own; `url` is another place of the
-    repository. Nothing passes for installed before all is there.
 
-    Raises: SimulatorError with what failed and what to do.
+def other_packages(name: str, *, here: bool) -> list[str]:
+    """`numpy 2.4.6 instead of 1.26.4`, of all packages that are not at their pins.
+
+    In the simulator's own environment every package has one; in this Python (`here`) only what the simulator itself is.
     """
-    entry, folder = simulator(name), simulator_folder(name)
-    if here and not entry.shared:
-        raise SimulatorError(
-            f"{name} needs other versions of packages that this Python has (numpy, mujoco); leave `--here` out, and it "
-            "gets a Python of its own"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / _INSTALLED
-    packages = [*entry.first, *entry.requirements]
-    wanted = {"requirements": packages, "commit": entry.commit, "here": here}
-    if not all((folder / part).is_dir() for part in entry.needed):
-        _models(entry, folder, copy_from, url or entry.source, say)
-    if entry.prepare:
-        load(entry.prepare)(folder, say)
-    found = state(name)["installed"] or {}
-    if {key: found.get(key) for key in wanted} == wanted:
-        say(f"{name} is installed: {folder}")
-        return folder
-    marker.unlink(missing_ok=True)
-    python = sys.executable if here else _environment(entry, folder, say)
-    say(f"{name}: packages {', '.join(packages)}")
-    frozen = _packages(entry, python, here, None if entry.source else copy_from)
-    partial = folder / f".{_INSTALLED}.partial"
-    partial.write_text(json.dumps({**wanted, "packages": frozen}, indent=1), encoding="utf-8")
-    partial.rename(marker)
-    say(f"{name} is installed: {folder}")
-    return folder
-
-
-def _packages(entry: Simulator, python: str, here: bool, wheels: Path | None) -> list[str]:
-    """Install, from a folder of wheels if there is one; the exact versions of all that is there then."""
-    ours = [] if here else list(_WORKER)
-    if wheels is not None and not any(wheels.glob("*.whl")):
-        raise SimulatorError(
-            f"{wheels}: has no wheels; where there is a network, `pip wheel -w FOLDER {' '.join(entry.requirements)} "
-            f"{' '.join(_WORKER)}` makes them with Python {'.'.join(map(str, entry.pythons[0]))}"
-        )
-    offline = [] if wheels is None else ["--no-index", "--find-links", str(wheels.resolve())]
-    pip = [python, "-m", "pip", "install", "--quiet", *offline]
-    if entry.first:
-        _run([*pip, *entry.first], f"{entry.name}: its first packages")
-    _run([*pip, *entry.requirements, *ours], f"{entry.name}: its packages")
-    return _run([python, "-m", "pip", "freeze"], f"{entry.name}: listing its packages").splitlines()
-
-
-def _models(entry: Simulator, folder: Path, copy_from: Path | None, url: str, say: Say) -> None:
-    partial, staged = folder / ".models.partial", folder / ".models.staged"
-    for rest in (partial, staged):
-        shutil.rmtree(rest, ignore_errors=True)
-    places = entry.places or {part: part for part in entry.needed}
-    try:
-        if copy_from is None:
-            say(f"{entry.name}: models from {url} ({entry.licence})")
-            partial.mkdir()
-            git = ["git", "-C", str(partial)]
-            _run(["git", "init", "--quiet", str(partial)], f"{entry.name}: git")
-            _run([*git, "remote", "add", "origin", url], f"{entry.name}: git")
-            # Files arrive at the checkout, and only those that are wanted.
-            fetch = [*git, "fetch", "--quiet", "--filter=blob:none", "--depth", "1", "origin", entry.commit]
-            _run(fetch, f"{entry.name}: fetching {url} (without a network, --from FOLDER takes a copy)")
-            _run(
-                [*git, "checkout", "--quiet", "FETCH_HEAD", "--", *places],
-                f"{entry.name}: {url} at {entry.commit[:7]}",
-            )
-            origin = partial
-        else:
-            say(f"{entry.name}: models from {copy_from}")
-            origin = copy_from
-            if copy_from.is_file():
-                with tarfile.open(copy_from) as archive:
-                    archive.extractall(partial, filter="data")
-                origin = partial
-            if all((origin / part).is_dir() for part in entry.needed) and not all(
-                (origin / part).exists() for part in places
-            ):
-                places = {part: part for part in entry.needed}
-        missing = [part for part in places if not (origin / part).exists()]
-        if missing:
-            raise SimulatorError(f"{origin}: has no folder {missing[0]!r}; give a copy of {entry.source}")
-        for part, place in places.items():
-            (staged / place).parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if (origin / part).is_dir() else shutil.copyfile)(origin / part, staged / place)
-        for part in entry.needed:
-            shutil.rmtree(folder / part, ignore_errors=True)
-            (staged / part).rename(folder / part)
-    finally:
-        for rest in (partial, staged):
-            shutil.rmtree(rest, ignore_errors=True)
-
-
-def _environment(entry: Simulator, folder: Path, say: Say) -> str:
-    """An empty environment of the right Python."""
-    python = _python(entry)
-    target = folder / "venv"
-    say(f"{entry.name}: environment {target}")
-    if python == sys.executable:
-        venv.create(target, with_pip=True, clear=True)
+    named = pins(name)
+    if here:
+        wanted, found = named, _versions(sys.path)
     else:
-        _run([python, "-m", "venv", "--clear", str(target)], f"{entry.name}: an environment")
-    return str(target / "bin" / "python")
+        sites = (simulator_folder(name) / "venv").glob("lib/python*/site-packages")
+        lines = constraints(name).read_text(encoding="utf-8").splitlines()
+        parted = (line.partition("==") for line in lines if not line.startswith("#"))
+        wanted = {package: version for package, _, version in parted} | named
+        found = _versions([str(site) for site in sites])
+    return [
+        f"{package} {there or 'missing'} instead of {version}"
+        for package, version in wanted.items()
+        if (there := found.get(_canonical(package), "")) or package in named
+        # A build's local version (+cpu) is no other version.
+        if there.partition("+")[0] != version
+    ]
 
 
-def _python(entry: Simulator) -> str:
-    if sys.version_info[:2] in entry.pythons:
-        return sys.executable
-    for major, minor in entry.pythons:
-        found = shutil.which(f"python{major}.{minor}")
-        if found:
-            return found
-    versions = ", ".join(f"{major}.{minor}" for major, minor in entry.pythons)
-    raise SimulatorError(
-        f"{entry.name} has packages for Python {versions} only, and none of them is on the path"
-    )
+def other_models(name: str) -> str:
+    """How the models that are there differ from the published ones at the pinned commit; empty: they do not."""
+    entry, folder, record = simulator(name), simulator_folder(name), models_record(name)
+    if not entry.needed:
+        return ""
+    if not state(name)["models"]:
+        return "missing"
+    others, files = substitutes(name, folder), published(name)
+    copy = f", in a copy of {record['origin']}" if record["origin"] and not record["commit"] else ""
+    if others:
+        told = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if others[_NAMED:] else "")
+        return f"{len(others)} of {len(files)} files are not the published ones{copy}: {told}"
+    if not files and record["commit"] != entry.commit:
+        return f"of {record['commit'][:7] or 'an unknown commit'}{copy}, not of {entry.commit[:7]}"
+    return ""
 
 
-def _run(command: list[str], what: str) -> str:
-    """Output of a command. Raises: SimulatorError with the end of what it said."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Something of a simulator that is not as it is pinned."""
+
+    what: str
+    """`packages` or `models`."""
+    found: str
+    remedy: str
+    """A command, and what it does."""
+
+
+def differences(name: str) -> list[Difference]:
+    """Of what an evaluation would be played with here. Raises: SimulatorError when it is not installed."""
+    here, found = interpreter(name) is None, []
+    command = f"vlm4vla simulators install {name}{' --here' if here else ''}"
+    if others := other_packages(name, here=here):
+        brings = f"`{command}` brings the pinned ones"
+        found.append(Difference(what="packages", found=", ".join(others), remedy=brings))
+    if models := other_models(name):
+        origin = "" if models == "missing" else f" --url {simulator(name).source}"
+        fetches = f"`{command}{origin}` fetches the published ones"
+        found.append(Difference(what="models", found=models, remedy=fetches))
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise SimulatorError(f"{what}: {error}") from error
-    if done.returncode:
-        told = (done.stderr or done.stdout).strip().splitlines()
-        raise SimulatorError(f"{what} failed: {' / '.join(told[-3:]) or f'code {done.returncode}'}")
-    return done.stdout
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {"damaged": str(path)}
+    return found
+
+
+def _versions(path: list[str]) -> dict[str, str]:
+    """By canonical name; of two the first on the path, which is what is imported."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions(path=path):
+        found.setdefault(_canonical(distribution.name), distribution.version)
+    return found
+
+
+def _canonical(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()

@@ -144,6 +144,15 @@ class Isolated(Protocol):
 
 
 @runtime_checkable
+class Outlined(Protocol):
+    """A benchmark whose episodes take time to make, and that can tell at once what there are."""
+
+    def outline(self) -> Sequence[EpisodeSpec]:
+        """`episodes()` without instructions and setup: ids, how many goals, steps."""
+        ...
+
+
+@runtime_checkable
 class Versioned(Protocol):
     """A benchmark that says which packages decide what its episodes look like; they are recorded with each result."""
 

@@ -102,6 +102,12 @@ class VLA(Learner):
         parts = {str(name): self.backbone.part(name) for name in PARTS}
         return {**parts, "query": [self.backbone.query], "head": list(self.head.parameters())}
 
+    def new_parameter_share(self) -> float:
+        """Query, head and LoRA's adapters over the VLM's own parameters, frozen ones included."""
+        sizes = {name: parameter.numel() for name, parameter in self.named_parameters()}
+        new = sum(size for name, size in sizes.items() if _is_own(name))
+        return new / (sum(sizes.values()) - new)
+
     def encode(self, observations: Sequence[Observation], *, length: int | None = None) -> BackboneInputs:
         """A batch on the CPU, the same for training and rollout."""
         return self.backbone.encode(observations, length=length)
@@ -176,6 +182,7 @@ class VLA(Learner):
             "recipe": recipes.to_json(recipe),
             "action_spec": self.action_spec.to_json(),
             "normalization": self.normalization.to_json(),
+            "new_parameter_share": self.new_parameter_share(),
             "provenance": {**self.provenance, **(provenance or {})},
             "sha256": _digests(partial),
         }

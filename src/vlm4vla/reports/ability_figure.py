@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from vlm4vla.reports.ability import Assumption, Numbers, ability, correlated, published_outcomes
 from vlm4vla.reports.drawing import Drawing
@@ -46,8 +46,12 @@ def panel(
     second: Numbers,
     *,
     filled: Collection[str],
+    rows: Mapping[str, str] | None = None,
 ) -> None:
-    """Two numbers of every model against each other, named, with the line of least squares; hollow but for `filled`."""
+    """Two numbers of every model against each other, named, with the line of least squares; hollow but for `filled`.
+
+    `rows`: which row a model is, where it has another name.
+    """
     x, y = (_range([*numbers.values()]) for numbers in (first, second))
 
     def at(a: float, b: float) -> tuple[float, float]:
@@ -67,10 +71,13 @@ def panel(
     places = sorted((at(value, second[name])[::-1], name) for name, value in first.items())
     words = -_LETTER
     for (py, px), name in places:
-        drawing.dot(px, py, 3.5, "ink", hollow=name not in filled)
         words = max(py + 3, words + _LETTER)  # below one another, where dots are too near
         beside = px - 4.4 * len(name) - 2 if px > left + 0.6 * SIDE else px + 6
-        drawing.text(beside, words, name, "muted", size=7)
+        with drawing.telling(
+            f"{name}: {first[name]:.1f} across, {second[name]:.1f} upwards", (rows or {}).get(name, name)
+        ):
+            drawing.dot(px, py, 3.5, "ink", hollow=name not in filled)
+            drawing.text(beside, words, name, "muted", size=7)
 
 
 def _line(first: Numbers, second: Numbers) -> tuple[float, float]:

@@ -104,7 +104,8 @@ def figure(found: Sequence[Answered], scores: StudyScores) -> Drawing | None:
         title = f"{name}: r = {r.r.value:.2f} [{r.r.low:.2f}, {r.r.high:.2f}]"
         names = _short(list(outcome))
         values = ({names[row]: numbers[row] for row in outcome} for numbers in (first, outcome))
-        panel(drawing, GAP / 2 + place * (SIDE + GAP), title, f"{task}, %", *values, filled=names.values())
+        left, rows = GAP / 2 + place * (SIDE + GAP), {name: row for row, name in names.items()}
+        panel(drawing, left, title, f"{task}, %", *values, filled=names.values(), rows=rows)
     return drawing
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,6 +41,17 @@ class Drawing:
     title: str
     """For those who cannot see it."""
     _shapes: list[_Shape] = field(default_factory=list)
+    _told: list[tuple[int, int, str, str]] = field(default_factory=list)
+    """From which shape to before which, what they tell, and of whom."""
+
+    @contextmanager
+    def telling(self, text: str, row: str) -> Iterator[None]:
+        """What is drawn within says `text` under the pointer, and lights up with whatever else tells of `row`, in a
+        page; files of their own are pictures.
+        """
+        first = len(self._shapes)
+        yield
+        self._told.append((first, len(self._shapes), text, row))
 
     def line(
         self, x1: float, y1: float, x2: float, y2: float, ink: Ink, *, width: float = 1, dashed: bool = False
@@ -70,7 +83,7 @@ class Drawing:
             "svg",
             element("title", self.title),
             style,
-            *(_svg(shape) for shape in self._shapes),
+            *(map(_svg, self._shapes) if alone else self._grouped()),
             xmlns="http://www.w3.org/2000/svg" if alone else None,
             viewBox=f"0 0 {self.width:g} {self.height:g}",
             width=f"{self.width:g}",
@@ -78,6 +91,15 @@ class Drawing:
             class_="drawing",
             role="img",
         )
+
+    def _grouped(self) -> Iterator[Html]:
+        place = 0
+        for first, end, text, row in self._told:
+            yield from map(_svg, self._shapes[place:first])
+            shapes = [*map(_svg, self._shapes[first:end]), *map(_near, self._shapes[first:end])]
+            yield element("g", element("title", text), *shapes, data_row=row)
+            place = end
+        yield from map(_svg, self._shapes[place:])
 
     def pdf(self) -> bytes:
         """A one-page PDF 1.4 with vector shapes and Helvetica; letters outside Latin-1 become question marks."""
@@ -106,6 +128,14 @@ class Drawing:
 
 def _hex(rgb: tuple[float, float, float]) -> str:
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
+
+
+def _near(shape: _Shape) -> Html | None:
+    """Room for a pointer around a thin line."""
+    if shape.kind != "line":
+        return None
+    x1, y1, x2, y2, _ = (f"{number:.1f}" for number in shape.numbers)
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_="near")
 
 
 def _svg(shape: _Shape) -> Html:

@@ -113,9 +113,8 @@ def success_by_task(
                 continue
             text = f"{names[policy]} on {task}: {percent(row.estimate)}, {row.successes} of {row.episodes}"
             y = f"{7 + LANE * (index + 0.5):g}"
-            lanes.append(
-                element("g", element("title", text), *_interval(row.estimate, y), class_=looks[policy].css)
-            )
+            drawn = (element("title", text), *_interval(row.estimate, y))
+            lanes.append(element("g", *drawn, class_=looks[policy].css, data_row=names[policy]))
         label = f"Success on {task}, {len(lanes)} policies, 0 to 100 %"
         plot = element("svg", *grid, *lanes, class_="lanes", height=height, role="img", aria_label=label)
         lines.append(
@@ -149,7 +148,7 @@ def learning_curves(
             (names[key], "held_out", splits["held_out"], looks[key].css) for key, splits in curves.items()
         ]
         legend_entries = [
-            element("li", swatch(looks[key]), names[key])
+            element("li", swatch(looks[key]), names[key], data_row=names[key])
             for key, splits in curves.items()
             if splits["held_out"]
         ]
@@ -243,12 +242,13 @@ def _plot(
     for name, split, curve, css in curves:
         drawn = _thinned(curve) if split == "train" else list(curve)
         path = " ".join(f"{10 * scale.x(step):.1f},{10 * scale.y(loss):.1f}" for step, loss in drawn)
-        lines.append(element("polyline", points=path, class_=f"curve {split} {css}"))
+        said = element("title", f"{name}: {split.replace('_', '-')} loss")
+        lines.append(element("polyline", said, points=path, class_=f"curve {split} {css}", data_row=name))
         if split == "held_out":
             for step, loss in drawn:
                 title = element("title", f"{name}: held-out loss {loss:.4f} at step {step:,}")
                 x, y = f"{scale.x(step):.2f}%", f"{scale.y(loss):.2f}%"
-                dots.append(element("circle", title, cx=x, cy=y, r="3.2", class_=f"dot {css}"))
+                dots.append(element("circle", title, cx=x, cy=y, r="3.2", class_=f"dot {css}", data_row=name))
     inner = element(
         "svg", *lines, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%"
     )

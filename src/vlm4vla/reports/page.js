@@ -1,4 +1,5 @@
-// The page is complete without this: it makes tables sortable, and videos play by a click or all of an episode at once.
+// The page is complete without this: it makes tables sortable, lights up what tells of one row, and plays videos by a
+// click or all of an episode at once.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   table.querySelectorAll("thead th").forEach((head, column) => {
@@ -17,6 +18,21 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+const telling = [...document.querySelectorAll("[data-row]")];
+const rowAt = (event) => event.target.closest?.("[data-row]")?.dataset.row ?? null;
+const light = (row) => {
+  const drawn = telling.some((part) => part.dataset.row === row && part.ownerSVGElement);
+  for (const part of telling) {
+    part.classList.toggle("lit", drawn && part.dataset.row === row);
+    part.classList.toggle("dim", drawn && part.dataset.row !== row);
+  }
+};
+let kept = null;
+document.addEventListener("pointerover", (event) => light(rowAt(event) ?? kept));
+document.addEventListener("click", (event) => {
+  kept = rowAt(event) === kept ? null : rowAt(event);
+  light(kept);
+});
 const restart = (video) => {
   video.currentTime = 0;
   video.play();

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm4vla.benchmarks.records import logs
+from vlm4vla.benchmarks.records import logs, result_of
 from vlm4vla.core.errors import RecipeError, RunError
 from vlm4vla.core.recipes import EvaluationRecipe, Trial, fingerprint, from_json
 from vlm4vla.core.types import EpisodeResult
 from vlm4vla.demonstrations.scripted import told_of
+from vlm4vla.reports.integrity import believable, changed, misnamed
 
 RANDOM_POLICY = "random-policy"
 
@@ -86,6 +86,8 @@ class TrialRecord:
     evaluations: tuple[EvaluationRecord, ...] = ()
     earlier: tuple[tuple[int, EvaluationRecord], ...] = ()
     """Evaluations of checkpoints by themselves, with their step."""
+    new_share: float | None = None
+    """Parameters that were added to the VLM, over its own; None where no checkpoint tells."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -152,6 +154,11 @@ def read_trial(folder: Path) -> TrialRecord:
             trial = from_json(Trial, data, where="trial.json")
         except RecipeError as error:
             problems.append(str(error))
+        problems.extend(misnamed(folder / "trial.json", data, trial))
+    if trial is not None and trial.tuning is not None and data is not None:
+        path = folder.parents[1] / "tunings" / fingerprint(data["tuning"]) / "tuning.json"
+        tuning = _read_object(path, problems) if path.exists() else None
+        problems.extend(misnamed(path, tuning) if tuning is not None else ())
     status = _read_object(folder / "status.json", problems) or {}
     match status.get("state"):
         case "done" | None:  # a missing status.json has been noted already
@@ -175,6 +182,7 @@ def read_trial(folder: Path) -> TrialRecord:
         metrics=_read_metrics(folder / "metrics.jsonl", problems) if expects_training else (),
         evaluations=_read_evaluations(folder / "evaluations", trial, problems),
         earlier=_read_earlier(folder / "checkpoints", problems),
+        new_share=_read_new_share(folder / "checkpoints", problems),
         problems=tuple(problems),
     )
 
@@ -191,7 +199,10 @@ def _read_evaluations(folder: Path, trial: Trial | None, problems: list[str]) ->
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.is_dir() or path.name.startswith("."):
             continue
-        record = _read_evaluation(path, problems)
+        expected: dict[str, Any] = {"trial": folder.parent.name}
+        if trial is not None:
+            expected["checkpoint"] = trial.train.steps or None
+        record = _read_evaluation(path, problems, expected)
         if record is not None:
             present[record.recipe] = record
     records = []
@@ -207,13 +218,25 @@ def _read_earlier(folder: Path, problems: list[str]) -> tuple[tuple[int, Evaluat
     found = []
     for path in sorted(folder.glob("step-*/evaluations/*/evaluation.json")):
         step = path.parents[2].name.removeprefix("step-")
-        record = _read_evaluation(path.parent, problems) if step.isdecimal() else None
-        if record is not None:
-            found.append((int(step), record))
+        if step.isdecimal():
+            expected = {"trial": folder.parent.name, "checkpoint": int(step)}
+            record = _read_evaluation(path.parent, problems, expected)
+            found += [] if record is None else [(int(step), record)]
     return tuple(found)
 
 
-def _read_evaluation(folder: Path, trial_problems: list[str]) -> EvaluationRecord | None:
+def _read_new_share(folder: Path, problems: list[str]) -> float | None:
+    for path in sorted(folder.glob("step-*/policy.json"), reverse=True)[:1]:
+        share = (_read_object(path, problems) or {}).get("new_parameter_share")
+        if isinstance(share, float):  # policies of older versions do not tell
+            return share
+    return None
+
+
+def _read_evaluation(
+    folder: Path, trial_problems: list[str], expected: Mapping[str, Any]
+) -> EvaluationRecord | None:
+    """`expected`: what its lines say of whose they are."""
     problems: list[str] = []
     data = _read_object(folder / "evaluation.json", problems)
     try:
@@ -221,44 +244,28 @@ def _read_evaluation(folder: Path, trial_problems: list[str]) -> EvaluationRecor
     except RecipeError as error:
         recipe = None
         problems.append(str(error))
-    if recipe is None:
+    if data is None or recipe is None:
         trial_problems.extend(f"evaluation {folder.name} is not shown: {problem}" for problem in problems)
         return None
-    episodes = {}
-    entries = [
-        entry for path in logs(folder) or [folder / "episodes.jsonl"] for entry in _read_lines(path, problems)
-    ]
-    for entry in entries:
-        try:
-            result = from_json(EpisodeResult, entry, where="episodes.jsonl")
-        except RecipeError as error:
-            problems.append(str(error))
-            continue
-        episodes[result.episode] = result
-    ordered = tuple(sorted(episodes.values(), key=lambda e: (e.tier, e.task, e.episode)))
-    problems.extend(_missing_episodes(recipe, ordered))
+    renamed = list(misnamed(folder / "evaluation.json", data, recipe))
+    problems.extend(renamed)
+    results = []
+    for path in logs(folder) or [folder / "episodes.jsonl"]:
+        entries = _read_entries(path, problems)
+        problems.extend(changed(path.name, entries, {"evaluation": folder.name, **expected}))
+        for entry in filter(None, entries):
+            try:
+                results.append(result_of(entry, where=path.name))
+            except RecipeError as error:
+                problems.append(str(error))
+    episodes = believable(recipe, results, problems, listed=not renamed)
     return EvaluationRecord(
         fingerprint=folder.name,
         recipe=recipe,
-        episodes=ordered,
+        episodes=tuple(sorted(episodes.values(), key=lambda e: (e.tier, e.task, e.episode))),
         videos=_read_videos(folder / "videos", problems),
         problems=tuple(dict.fromkeys(problems)),
     )
-
-
-def _missing_episodes(recipe: EvaluationRecipe, episodes: tuple[EpisodeResult, ...]) -> Iterator[str]:
-    played = Counter(episode.task for episode in episodes)
-    if any(episode.goals > 1 for episode in episodes):
-        played = Counter({"chains": played.total()})
-    else:
-        tiers = {episode.tier for episode in episodes}  # a recipe may name a whole tier
-        played.update(dict.fromkeys(set(recipe.tasks) - tiers, 0))
-    for task, count in sorted(played.items()):
-        wanted = recipe.episodes_per_task * recipe.repeats
-        if count < wanted:
-            yield f"{count} of {wanted} episodes of {task} were played"
-    if not played:
-        yield "no episode was played"
 
 
 def _read_videos(folder: Path, problems: list[str]) -> tuple[Video, ...]:
@@ -304,21 +311,27 @@ def _read_phases(status: Mapping[str, Any], unit: str) -> dict[str, float]:
 
 def _read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a .jsonl file; a line cut short or damaged is a problem and is skipped."""
+    return filter(None, _read_entries(path, problems))
+
+
+def _read_entries(path: Path, problems: list[str]) -> list[dict[str, Any] | None]:
+    """Likewise, None for a line that is damaged."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         problems.append(f"{path.name}: {error.strerror or error}")
-        return
+        return []
+    entries: list[dict[str, Any] | None] = []
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             entry = None
-        if isinstance(entry, dict):
-            yield entry
-        else:
+        entries.append(entry if isinstance(entry, dict) else None)
+        if entries[-1] is None:
             end = " (the last one: writing it was interrupted)" if number == len(lines) else ""
             problems.append(f"{path.name}: line {number} is damaged{end} and was left out")
+    return entries
 
 
 def _read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:

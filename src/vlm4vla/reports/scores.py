@@ -51,6 +51,8 @@ class Cell:
     errors: int
     by_step: Mapping[int, float]
     """What each checkpoint scored that was evaluated, in the estimate's unit; of one seed."""
+    tries: Mapping[str, int]
+    """By trial, as its row calls it: checkpoints times ways to execute chunks that were scored."""
     selection: Selection | None
     """Of several checkpoints and ways to execute chunks, in the estimate's unit; None for one try or several seeds."""
     published: float | None
@@ -194,10 +196,11 @@ def _cell(
         return None
     seeds: dict[int, Scores] = {}
     tries: list[Scores] = []
+    counts: dict[str, int] = {}
     problems: list[str] = []
     by_step: dict[int, float] = {}
     errors = 0
-    for trial in trials.values():
+    for name, trial in trials.items():
         record = read.get(trial)
         if record is None:
             continue
@@ -211,7 +214,13 @@ def _cell(
         errors += sum(e.error is not None for e in mine[0].episodes)
         if scored[0]:
             seeds[trial.train.seed] = scored[0]
-        tries += [scores for scores in scored if scores]
+        before = len(tries)
+        first = mine[0].recipe
+        tries += [
+            scores
+            for e, scores in zip(mine, scored, strict=True)
+            if scores and (e.recipe.benchmark, e.recipe.look) == (first.benchmark, first.look)
+        ]
         for step, evaluation in record.earlier:
             if _is_for(column, evaluation) and evaluation.recipe.benchmark == mine[0].recipe.benchmark:
                 scores = _scores(column, evaluation)
@@ -225,6 +234,8 @@ def _cell(
             ]
             if len(found) < len(trial.evaluations):
                 problems.append(f"the checkpoint of step {step:,} has not been evaluated")
+        if len(tries) > before:
+            counts[name] = len(tries) - before
         if scored[0] and by_step:
             by_step.setdefault(trial.train.steps, unit(column) * float(np.mean(list(scored[0].values()))))
     return Cell(
@@ -234,6 +245,7 @@ def _cell(
         seeds=seeds,
         errors=errors,
         by_step=by_step if len(trials) == 1 else {},
+        tries=counts,
         selection=_selection(column, tries) if len(seeds) == 1 else None,
         published=published,
         problems=tuple(dict.fromkeys(problems)),
@@ -413,7 +425,8 @@ def _needed(column: Column, first: Cell, second: Cell) -> int | None:
 def _differences(
     study: Study, read: Mapping[Trial, TrialRecord], cells: Mapping[tuple[str, str], Cell]
 ) -> list[Unfair]:
-    """Recipes as they are written, and of what was run: data, software and how many ways to evaluate were tried."""
+    """Recipes as they are written, and of what was run: data, software, the share of new parameters and how many
+    checkpoints and ways to execute were tried."""
     found = []
     for name in dict.fromkeys(column.trial for column in study.columns):
         rows: dict[str, dict[str, Any]] = {}
@@ -422,9 +435,10 @@ def _differences(
                 if name in ("", key):
                     label = row.name if name else f"{row.name}, {key}"
                     rows[label] = _facts(trial, read.get(trial))
-        for row_name, cell in ((c.row, c) for c in cells.values() if c.column.trial == name):
-            if row_name in rows and cell.selection is not None:
-                rows[row_name]["ways to evaluate"] = cell.selection.tries
+        for cell in (c for c in cells.values() if c.column.trial == name):
+            for key, count in cell.tries.items():
+                facts = rows[cell.row if name else f"{cell.row}, {key}"]
+                facts[f"run: tries for {cell.column.name}"] = count
         fields = list(dict.fromkeys(key for facts in rows.values() for key in facts))
         for key in fields:
             values = {label: facts[key] for label, facts in rows.items() if key in facts}
@@ -453,4 +467,6 @@ def _facts(trial: Trial, record: TrialRecord | None) -> dict[str, Any]:
         for name in ("demonstrations", "commit", "machine"):
             if name in record.provenance:
                 facts[f"run: {name}"] = record.provenance[name]
+        if record.new_share is not None:
+            facts["run: share of new parameters"] = f"{100 * record.new_share:.3g} %"
     return facts

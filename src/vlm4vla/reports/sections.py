@@ -51,7 +51,8 @@ def success(
         ]
         css = "number" if whole.errors else "number none"
         errors = element("td", _errors(whole), class_=css, data_label="errors", data_sort=whole.errors)
-        body.append(element("tr", policy_name(record, names, looks), *cells, errors))
+        row = (policy_name(record, names, looks), *cells, errors)
+        body.append(element("tr", *row, data_row=names[record.fingerprint]))
     overview = element("table", head(columns), element("tbody", *body), class_="overview sortable")
     legend = element("ul", *(_legend(r, names, looks) for r, _ in scored), class_="legend")
     plot = figures.success_by_task(policies, names, looks)
@@ -139,6 +140,7 @@ def plain_table(table: tables.Table) -> Html:
             "tr",
             element("th", row[0], scope="row"),
             *(element("td", cell, class_="number") for cell in row[1:]),
+            data_row=row[0].removesuffix(" · published").removesuffix(" · ours"),
         )
         for row in table.rows
     ]
@@ -181,7 +183,9 @@ def _rate(row: Row | None, mark: Mark, label: str, *, bar: bool) -> Html:
         element("b", rate),
         " ",
         element("small", f"[{interval}"),
-        figures.interval(row.estimate, mark, title=f"{text}, {count} episodes") if bar else element("br"),
+        figures.interval(row.estimate, mark, title=f"{label}: {text}, {count} episodes")
+        if bar
+        else element("br"),
         element("small", count),
         element("span", f" {row.errors} broke", class_="broke") if row.errors and not bar else None,
         class_="rate",
@@ -210,7 +214,8 @@ def policy_name(record: TrialRecord, names: Mapping[str, str], looks: Mapping[st
 
 
 def _legend(record: TrialRecord, names: Mapping[str, str], looks: Mapping[str, Mark]) -> Html:
-    return element("li", figures.swatch(looks[record.fingerprint]), names[record.fingerprint])
+    name = names[record.fingerprint]
+    return element("li", figures.swatch(looks[record.fingerprint]), name, data_row=name)
 
 
 def head(columns: Iterable[str]) -> Html:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from vlm4vla.reports.ability_figure import ability_figure
 from vlm4vla.reports.drawing import Drawing
 from vlm4vla.reports.overview import overview
-from vlm4vla.reports.scores import Cell, StudyScores
+from vlm4vla.reports.scores import Cell, StudyScores, unit
 from vlm4vla.studies.study import Column
 
 _ROW = 20.0
@@ -44,14 +44,28 @@ def _dots(column: Column, cells: Sequence[Cell]) -> Drawing:
     drawing = _axes(column, len(rows), low, high, f"{column.name}: score of every row with its interval")
     for index, cell in enumerate(rows):
         y = 16 + _ROW * index + _ROW / 2
-        _named(drawing, y, cell.row)
-        if cell.estimate:
-            left, right = max(low, cell.estimate.low), min(high, cell.estimate.high)
-            drawing.line(_x(left, low, high), y, _x(right, low, high), y, "accent", width=1.5)
-            drawing.dot(_x(cell.estimate.value, low, high), y, 3.5, "accent")
-        if cell.published is not None:
-            drawing.dot(_x(cell.published, low, high), y, 3.5, "ink", hollow=True)
+        with drawing.telling(_told(cell), cell.row):
+            _named(drawing, y, cell.row)
+            if cell.estimate:
+                left, right = max(low, cell.estimate.low), min(high, cell.estimate.high)
+                drawing.line(_x(left, low, high), y, _x(right, low, high), y, "accent", width=1.5)
+                drawing.dot(_x(cell.estimate.value, low, high), y, 3.5, "accent")
+            if cell.published is not None:
+                drawing.dot(_x(cell.published, low, high), y, 3.5, "ink", hollow=True)
     return drawing
+
+
+def _told(cell: Cell) -> str:
+    """`row: 88.9 [83.5, 92.7], n = 180; published 50`."""
+    parts = []
+    if cell.estimate:
+        e, digits = cell.estimate, 1 if unit(cell.column) == 100 else 2
+        interval = f" [{e.low:.{digits}f}, {e.high:.{digits}f}]" if math.isfinite(e.low) else ""
+        seeds = f" in {len(cell.seeds)} seeds" if len(cell.seeds) > 1 else ""
+        parts.append(f"{e.value:.{digits}f}{interval}, n = {cell.episodes}{seeds}")
+    if cell.published is not None:
+        parts.append(f"published {cell.published:g}")
+    return f"{cell.row}: {'; '.join(parts)}"
 
 
 def _boxes(column: Column, cells: Sequence[Cell]) -> Drawing:
@@ -65,15 +79,18 @@ def _boxes(column: Column, cells: Sequence[Cell]) -> Drawing:
         y = 16 + _ROW * index + _ROW / 2
         values = sorted(value / whole for value in cell.by_step.values())
         first, middle, third = (_quantile(values, share) for share in (0.25, 0.5, 0.75))
-        _named(drawing, y, cell.row)
-        drawing.line(_x(values[0], low, high), y, _x(values[-1], low, high), y, "muted")
-        left = _x(first, low, high)
-        drawing.box(left, y - 5, max(_x(third, low, high) - left, 0.5), 10, "ink", fill="paper")
-        drawing.line(_x(middle, low, high), y - 5, _x(middle, low, high), y + 5, "accent", width=2)
-        for value in values:
-            drawing.dot(_x(value, low, high), y, 1.5, "muted")
-        if cell.published is not None:
-            drawing.dot(_x(cell.published / whole, low, high), y, 3.5, "ink", hollow=True)
+        middles = f"median {middle:.3g}, quartiles {first:.3g} and {third:.3g}"
+        text = f"{cell.row}: {middles}, all within {values[0]:.3g} and {values[-1]:.3g}, {len(values)} checkpoints"
+        with drawing.telling(text, cell.row):
+            _named(drawing, y, cell.row)
+            drawing.line(_x(values[0], low, high), y, _x(values[-1], low, high), y, "muted")
+            left = _x(first, low, high)
+            drawing.box(left, y - 5, max(_x(third, low, high) - left, 0.5), 10, "ink", fill="paper")
+            drawing.line(_x(middle, low, high), y - 5, _x(middle, low, high), y + 5, "accent", width=2)
+            for value in values:
+                drawing.dot(_x(value, low, high), y, 1.5, "muted")
+            if cell.published is not None:
+                drawing.dot(_x(cell.published / whole, low, high), y, 3.5, "ink", hollow=True)
     return drawing
 
 

@@ -30,7 +30,7 @@ def write_study_report(study: Study, runs: Path, out: Path) -> Path:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     held, damaged = why.read(scores, runs)
     answered, unreadable = asked.read(scores, runs)
-    shown = [*tables_of(scores), *asked.tables(answered, scores), *why.tables(held)]
+    shown = [*tables_of(scores), fairness_table(scores), *asked.tables(answered, scores), *why.tables(held)]
     write_whole(out / "tables.md", "\n\n".join(table.markdown() for table in shown) + "\n")
     write_whole(out / "tables.tex", "\n\n".join(table.latex() for table in shown) + "\n")
     write_whole(out / "scores.json", json.dumps(_plain(scores), indent=1, ensure_ascii=False) + "\n")
@@ -100,7 +100,7 @@ def page(
         ),
         *measured,
         ("fairness", "Fairness", _fairness(scores)),
-        ("rollouts", "Rollouts", videos.rollouts(scores.records) if scores.records else None),
+        ("rollouts", "Rollouts", videos.rollouts(scores.records, study.row_of) if scores.records else None),
         ("curves", "Learning curves", sections.curves(scores.records) if scores.records else None),
         ("time", "Time", account.costs(scores.records) if scores.records else None),
         ("recipes", "Recipes", account.recipes(scores.records) if scores.records else None),
@@ -111,7 +111,7 @@ def page(
         "header",
         element("p", f"vlm4vla study · {study.name}", class_="eyebrow"),
         element("h1", f"{study.title}: {study.question}"),
-        element("p", _headline(scores), class_="lede"),
+        element("p", _headline(scores).replace(" %", "\N{NO-BREAK SPACE}%"), class_="lede"),
         element("nav", *links, aria_label="Sections"),
     )
     return document(
@@ -272,25 +272,31 @@ def _figures_section(drawn: Sequence[Html]) -> Html | None:
     return section("figures", "Figures", note, *(element("div", svg, class_="card scroll") for svg in drawn))
 
 
-def _fairness(scores: StudyScores) -> Html:
-    found = [d for d in scores.differences if not d.intended]
-    note = "Trials that fill one column should differ in what the table is about, and in nothing else."
-    about = ", ".join(scores.study.about)
-    if not found:
-        return section("fairness", "Fairness", note, element("p", f"They differ in {about} alone."))
+def fairness_table(scores: StudyScores) -> Table:
+    """Every field in which trials of one column differ, those that the table is about left out."""
     rows = tuple(
         (
             difference.name,
             difference.trial or "all",
             "; ".join(f"{value}: {', '.join(names)}" for value, names in _grouped(difference.values).items()),
         )
-        for difference in found
+        for difference in scores.differences
+        if not difference.intended
     )
-    told = Table("", ("field", "of the trials", "values"), rows)
-    intro = element("p", f"The table is about {about}. Beside it, {len(found)} fields differ:")
-    return section(
-        "fairness", "Fairness", note, intro, element("div", sections.plain_table(told), class_="card scroll")
-    )
+    told = f"fields that differ: {len(rows) or 'none'}"
+    title = f"Fairness: beside what the table is about ({', '.join(scores.study.about)}), {told}"
+    return Table(title, ("field", "of the trials", "values"), rows)
+
+
+def _fairness(scores: StudyScores) -> Html:
+    table = fairness_table(scores)
+    note = "Trials that fill one column should differ in what the table is about, and in nothing else."
+    about = ", ".join(scores.study.about)
+    if not table.rows:
+        return section("fairness", "Fairness", note, element("p", f"They differ in {about} alone."))
+    intro = element("p", f"The table is about {about}. Beside it, {len(table.rows)} fields differ:")
+    shown = element("div", sections.plain_table(table), class_="card scroll")
+    return section("fairness", "Fairness", note, intro, shown)
 
 
 def _grouped(values: Mapping[str, object]) -> dict[str, list[str]]:
@@ -311,8 +317,8 @@ def _method() -> Html:
     return element("footer", *(element("p", text) for text in paragraphs))
 
 
-def _plain(scores: StudyScores) -> list[dict[str, object]]:
-    return [
+def _plain(scores: StudyScores) -> dict[str, object]:
+    cells = [
         {
             "row": cell.row,
             "column": cell.column.name,
@@ -325,8 +331,14 @@ def _plain(scores: StudyScores) -> list[dict[str, object]]:
             "seeds": sorted(cell.seeds),
             "checkpoints": {step: round(value, 6) for step, value in sorted(cell.by_step.items())},
             "errors": cell.errors,
+            "tries": dict(cell.tries),
             "letters": scores.letters.get((cell.row, cell.column.name), ""),
             "problems": list(cell.problems),
         }
         for cell in scores.cells.values()
     ]
+    fairness = [
+        {"field": d.name, "trial": d.trial, "values": dict(d.values), "intended": d.intended}
+        for d in scores.differences
+    ]
+    return {"cells": cells, "fairness": fairness}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from vlm4vla.reports.results import labels, setting_labels, settings
 
 PLAYABLE = frozenset({"h264", "vp8", "vp9", "av1"})
 """Codecs that browsers play."""
-
-
-CHARACTERS = 5_400_000
-"""What all videos together may add to the page."""
+CHARACTERS = 1_500_000
+"""What all videos together may add to the page, which is then below 2 MB."""
 EPISODES_SHOWN = 6
+CLIPS_SHOWN = 4
+"""Of one episode, side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,12 @@ class Clip:
         return len(self.source) + len(self.poster)
 
 
-def rollouts(records: Sequence[TrialRecord]) -> Html | None:
-    """Videos, one episode per card, one clip per policy."""
-    names, looks = labels(records), figures.marks(records)
+def rollouts(records: Sequence[TrialRecord], rows: Mapping[str, str] | None = None) -> Html | None:
+    """Videos, one episode per card, one clip per policy; of several trials of one of a study's `rows` the first's.
+
+    `rows`: what each trial's row is called, by fingerprint, in their order.
+    """
+    names, looks = {**labels(records), **(rows or {})}, figures.marks(records)
     titles = setting_labels(settings(records))
     recorded = {
         recipe: entries for recipe, entries in settings(records).items() if any(e.videos for _, e in entries)
@@ -52,7 +56,7 @@ def rollouts(records: Sequence[TrialRecord]) -> Html | None:
     cards = []
     for recipe, entries in recorded.items():
         shown = choose(
-            entries,
+            _first_of_each_row(entries, rows) if rows else entries,
             episodes=max(2, EPISODES_SHOWN // len(recorded)),
             characters=CHARACTERS // len(recorded),
         )
@@ -81,10 +85,11 @@ def rollouts(records: Sequence[TrialRecord]) -> Html | None:
 def choose(
     entries: Sequence[tuple[TrialRecord, EvaluationRecord]], *, episodes: int, characters: int
 ) -> list[list[Clip]]:
-    """Episodes to show, each with a clip of every policy that recorded it, within a budget of characters.
+    """Episodes to show, each with clips of up to four policies that recorded it, within a budget of characters.
 
     Next comes always the episode that shows most that was not seen yet (a policy succeeding, a policy failing, a
-    task), then one on which policies differ, then the one that most policies recorded, then the first by id.
+    task), then one on which policies differ, then the one that most policies recorded, then the first by id. Where
+    four clips are too large for what is left, fewer are shown, two at least if two policies recorded the episode.
     """
     by_episode: dict[str, list[tuple[TrialRecord, Video]]] = {}
     for record, evaluation in entries:
@@ -93,22 +98,52 @@ def choose(
     seen: set[tuple[str, bool] | str] = set()
     chosen: list[list[Clip]] = []
     while by_episode and len(chosen) < episodes:
+        beside = {episode: _beside(found, seen, CLIPS_SHOWN) for episode, found in by_episode.items()}
         shows: dict[str, set[tuple[str, bool] | str]] = {
             episode: {*((record.fingerprint, video.success) for record, video in found), found[0][1].task}
-            for episode, found in by_episode.items()
+            for episode, found in beside.items()
         }
-        mixed = {
-            episode: len({video.success for _, video in found}) > 1 for episode, found in by_episode.items()
-        }
-        best = min(by_episode, key=lambda e: (-len(shows[e] - seen), not mixed[e], -len(by_episode[e]), e))
-        clips = [_read(record, video) for record, video in by_episode.pop(best)]
-        cost = sum(clip.size for clip in clips)
-        if cost > characters:
-            continue
-        characters -= cost
-        seen |= shows[best]
-        chosen.append(clips)
+        mixed = {episode: len({video.success for _, video in found}) > 1 for episode, found in beside.items()}
+        best = min(beside, key=lambda e: (-len(shows[e] - seen), not mixed[e], -len(by_episode[e]), e))
+        found = by_episode.pop(best)
+        for count in range(min(len(found), CLIPS_SHOWN), min(len(found), 2) - 1, -1):
+            shown = _beside(found, seen, count)
+            if sum(_least_size(video) for _, video in shown) > characters:
+                continue  # without reading them: there may be hundreds
+            clips = [_read(record, video) for record, video in shown]
+            cost = sum(clip.size for clip in clips)
+            if cost <= characters:
+                characters -= cost
+                seen |= {*((clip.record.fingerprint, clip.video.success) for clip in clips), found[0][1].task}
+                chosen.append(clips)
+                break
     return chosen
+
+
+def _beside(
+    found: Sequence[tuple[TrialRecord, Video]], seen: Set[tuple[str, bool] | str], count: int
+) -> list[tuple[TrialRecord, Video]]:
+    """At most `count` clips of an episode, successes and failures by turns, first what was not seen yet."""
+    keys = [(record.fingerprint, video.success) for record, video in found]
+    places = sorted(range(len(found)), key=lambda i: (keys[i] in seen, (keys[i][0], not keys[i][1]) in seen))
+    sides = ([i for i in places if found[i][1].success is success] for success in (True, False))
+    turns = [i for pair in itertools.zip_longest(*sides) for i in pair if i is not None]
+    return [found[i] for i in sorted(turns[:count])]
+
+
+def _first_of_each_row(
+    entries: Sequence[tuple[TrialRecord, EvaluationRecord]], rows: Mapping[str, str]
+) -> list[tuple[TrialRecord, EvaluationRecord]]:
+    found: dict[str, tuple[TrialRecord, EvaluationRecord]] = {}
+    for record, evaluation in entries:
+        if evaluation.videos:
+            found.setdefault(rows[record.fingerprint], (record, evaluation))
+    return [found[row] for row in dict.fromkeys(rows.values()) if row in found]
+
+
+def _least_size(video: Video) -> int:
+    """In characters of the page; 0 for a file that is not there."""
+    return video.path.stat().st_size * 4 // 3 if video.path.is_file() else 0
 
 
 def _read(record: TrialRecord, video: Video) -> Clip:

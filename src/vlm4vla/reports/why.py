@@ -138,6 +138,7 @@ def figures(found: dict[str, list[Found]]) -> dict[str, Drawing]:
                         run.success,
                         run.trial.policy.backbone,
                         run.trial.policy.weights,
+                        run.row,
                     )
                     for run in runs
                     if measure.values([run])
@@ -159,7 +160,7 @@ def _course(measure: Measure, run: Found) -> Course:
     points = [(why.recipe.step, measure.at(why)) for why in run.course]
     start = Measured(value=0, low=0, high=0) if measure.moved else measure.at(run.why, before=True)
     told = [(step, value.value) for step, value in [(0, start), *points] if value is not None]
-    return told, run.trial.policy.backbone, run.trial.policy.weights
+    return told, run.trial.policy.backbone, run.trial.policy.weights, run.row
 
 
 def why_section(found: dict[str, list[Found]]) -> Html | None:

@@ -22,10 +22,10 @@ _ACROSS = 3
 _SCATTER = (204.0, 130.0)
 _INKS: tuple[Ink, ...] = ("accent", "ink", "muted")
 
-Point = tuple[float, float, str, str]
-"""Measure, success, backbone, weights."""
-Course = tuple[Sequence[tuple[int, float]], str, str]
-"""(step, measure) by step, backbone, weights."""
+Point = tuple[float, float, str, str, str]
+"""Measure, success, backbone, weights, row."""
+Course = tuple[Sequence[tuple[int, float]], str, str, str]
+"""(step, measure) by step, backbone, weights, row."""
 
 
 def curves(rows: Mapping[str, Sequence[Why]], title: str) -> Drawing:
@@ -58,7 +58,7 @@ def curves(rows: Mapping[str, Sequence[Why]], title: str) -> Drawing:
         chance = [Measured(value=v, low=v, high=v) for v in np.mean(levels, axis=0).tolist()]
         _curve(drawing, places, xs, chance, _left(0), top, 1.0, "muted", hollow=None)
         moved = [_range([why.layers[i].similarity for why in of_row]) for i in range(len(places))]
-        _curve(drawing, places, xs, moved, _left(0), top, 1.0, "accent", hollow=False)
+        _curve(drawing, places, xs, moved, _left(0), top, 1.0, "accent", hollow=False, told=(row, "CKA"))
         for column, target in enumerate(targets, start=1):
             blind = [_blind(of_row, i, target) for i in range(len(places))]
             _curve(drawing, places, xs, blind, _left(column), top, most, "muted", hollow=None)
@@ -74,7 +74,8 @@ def curves(rows: Mapping[str, Sequence[Why]], title: str) -> Drawing:
                     )
                     for i in range(len(places))
                 ]
-                _curve(drawing, places, xs, found, _left(column), top, most, ink, hollow=hollow)
+                told = (row, f"{target} {side} training, cm off")
+                _curve(drawing, places, xs, found, _left(column), top, most, ink, hollow=hollow, told=told)
         for column in range(len(panels)):
             _zones(drawing, places, xs, _left(column), top)
     _key(drawing, height + 8)
@@ -90,9 +91,10 @@ def scatter(measures: Sequence[tuple[str, Sequence[Point]]], title: str, success
     for index, (measure, points) in enumerate(measures):
         panel = _Panel(index, _axis([point[0] for point in points]), (0.0, most))
         panel.frame(drawing, measure)
-        for value, score, backbone, weights in points:
+        for value, score, backbone, weights, row in points:
             ink = _INKS[backbones.index(backbone) % len(_INKS)]
-            drawing.dot(*panel.at(value, score), 3.2, ink, hollow=weights == "random")
+            with drawing.telling(f"{row}: {measure} {value:.3g}, success {score:.3g}, one run", row):
+                drawing.dot(*panel.at(value, score), 3.2, ink, hollow=weights == "random")
     _legend(drawing, backbones, f"Upwards: success, {success}")
     return drawing
 
@@ -106,13 +108,15 @@ def courses(measures: Sequence[tuple[str, Sequence[Course]]], title: str) -> Dra
         most = _axis([0.0, *(value for _, value in points)])[1]
         panel = _Panel(index, (0.0, float(max(step for step, _ in points))), (0.0, most))
         panel.frame(drawing, measure)
-        for told, backbone, weights in of_measure:
+        for told, backbone, weights, row in of_measure:
             ink = _INKS[backbones.index(backbone) % len(_INKS)]
-            places = [panel.at(step, value) for step, value in told]
-            for (x1, y1), (x2, y2) in itertools.pairwise(places):
-                drawing.line(x1, y1, x2, y2, ink, width=1.2, dashed=weights == "random")
-            for x, y in places:
-                drawing.dot(x, y, 2.2, ink, hollow=weights == "random")
+            for before, after in itertools.pairwise(told):
+                drawing.line(
+                    *panel.at(*before), *panel.at(*after), ink, width=1.2, dashed=weights == "random"
+                )
+            for step, value in told:
+                with drawing.telling(f"{row}: {measure} {value:.3g} at step {step:,}, one run", row):
+                    drawing.dot(*panel.at(step, value), 2.2, ink, hollow=weights == "random")
     _legend(drawing, backbones, "To the right: steps of training")
     return drawing
 
@@ -206,8 +210,12 @@ def _curve(
     ink: Ink,
     *,
     hollow: bool | None,
+    told: tuple[str, str] = ("", ""),
 ) -> None:
-    """Lines within a zone, bars, dots; without dots where `hollow` is None, which is then dashed."""
+    """Lines within a zone, bars, dots; without dots where `hollow` is None, which is then dashed.
+
+    `told`: of which row the dots tell what.
+    """
 
     def y(value: float) -> float:
         return top + _HEIGHT * (1 - min(max(value, 0.0), most) / most)
@@ -225,9 +233,12 @@ def _curve(
             )
     if hollow is None:
         return
-    for x, found in zip(xs, values, strict=True):
-        drawing.line(left + x, y(found.low), left + x, y(found.high), ink, width=1.5)
-        drawing.dot(left + x, y(found.value), 2.2, ink, hollow=hollow)
+    for x, found, place in zip(xs, values, places, strict=True):
+        row, what = told
+        text = f"{row}, {place}: {what} {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+        with drawing.telling(text, row):
+            drawing.line(left + x, y(found.low), left + x, y(found.high), ink, width=1.5)
+            drawing.dot(left + x, y(found.value), 2.2, ink, hollow=hollow)
 
 
 def _zones(drawing: Drawing, places: Sequence[str], xs: Sequence[float], left: float, top: float) -> None:

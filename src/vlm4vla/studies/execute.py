@@ -17,6 +17,7 @@ from typing import Any
 
 from vlm4vla.backbones.registry import BACKBONES
 from vlm4vla.benchmarks.progress import Progress
+from vlm4vla.benchmarks.records import Origin
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.rollout import RandomPredictor, evaluate
 from vlm4vla.core.actions import ActionSpec, require_same
@@ -269,9 +270,21 @@ def run_evaluation(
         repeats=recipe.repeats,
         shard=resources.shard,
         memory=memory_of(recipe) if recipe.benchmark in BENCHMARKS else 0,
+        origin=_origin(folder, recipe),
     )
     results = play()
     return play() if any(result.error for result in results) else results  # a second attempt, then they stand
+
+
+def _origin(folder: Path, recipe: EvaluationRecipe) -> Origin:
+    """What a trial's folder or a checkpoint's says of the policy."""
+    if (folder / "trial.json").exists():
+        trial, step = folder.name, read_trial(folder).train.steps or None
+    else:
+        path = folder / "policy.json"
+        told = read_json(path).get("provenance", {}) if path.exists() else {}
+        trial, step = fingerprint(told["trial"]) if "trial" in told else "", told.get("step")
+    return Origin(trial=trial, checkpoint=step, evaluation=fingerprint(recipe), execute=recipe.execute)
 
 
 def _tuned(

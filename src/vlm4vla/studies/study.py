@@ -10,7 +10,7 @@ from typing import Literal
 
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.core.errors import RecipeError, unknown_name
-from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, TaskRecipe, Trial
+from vlm4vla.core.recipes import DemonstrationRecipe, EvaluationRecipe, TaskRecipe, Trial, fingerprint
 from vlm4vla.studies.runs import RunStore, read_status
 from vlm4vla.studies.tries import at_steps, complete
 
@@ -86,6 +86,15 @@ class Study:
     def trials(self) -> list[Trial]:
         """Every trial once, in the rows' order."""
         return list(dict.fromkeys(trial for row in self.rows for trial in row.trials.values()))
+
+    @property
+    def row_of(self) -> dict[str, str]:
+        """The name of the row that a trial fills, the first if several, by fingerprint, in the rows' order."""
+        found: dict[str, str] = {}
+        for row in self.rows:
+            for trial in row.trials.values():
+                found.setdefault(fingerprint(trial), row.name)
+        return found
 
 
 Scale = Literal["paper", "tabletop", "mini"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from vlm4vla.benchmarks.simpler.models import substitutes
+from vlm4vla.benchmarks.published import substitutes
 from vlm4vla.benchmarks.simpler.rules import EPISODES, TASKS, LateOpening
 from vlm4vla.benchmarks.simpler.scene import Scene
 from vlm4vla.benchmarks.simulators import interpreter, pins, simulator_folder
@@ -52,7 +52,7 @@ class Simpler:
             episodes_per_task or EPISODES,
             image_size,
         )
-        replaced = "-substitutes" if substitutes(simulator_folder("simpler")) else ""
+        replaced = "-substitutes" if substitutes("simpler", simulator_folder("simpler")) else ""
         self.name = f"simpler-bridge{replaced}-{VERSION}"
 
     def episodes(self) -> Sequence[EpisodeSpec]:

@@ -26,7 +26,6 @@ from vlm4vla.benchmarks import lavapipe
 from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
 from vlm4vla.benchmarks.simpler.benchmark import Simpler
 from vlm4vla.benchmarks.simpler.expert import MOST_MOVEMENT, actions, fresh_start
-from vlm4vla.benchmarks.simpler.models import substitutes
 from vlm4vla.benchmarks.simpler.rules import TASKS, LateOpening
 from vlm4vla.benchmarks.simpler.scene import Scene
 from vlm4vla.benchmarks.simpler.tfds import SIDE, BridgeEpisode, write
@@ -116,8 +115,6 @@ def check() -> dict[str, Any]:
         name: metadata.version(name) for name in ("mani_skill", "sapien", "torch", "numpy")
     }
     found["vulkan"] = f"lavapipe {lavapipe.version(folder)}" if lavapipe.driver(folder) else "the system's"
-    replaced = substitutes(folder)
-    found["models"] = f"not the published ones: {', '.join(replaced)}" if replaced else "the published ones"
     benchmark = Simpler(episodes_per_task=1, image_size=_SMALL)
     environment, works = benchmark.make_environment(), True
     for spec in benchmark.episodes():

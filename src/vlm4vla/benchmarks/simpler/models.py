@@ -1,44 +1,27 @@
-"""SimplerEnv's models: which files, where they lie in its repository, and whether those here are the published ones."""
+"""SimplerEnv's models: where they lie in its repository, and the parts that SAPIEN 2 makes of a collision file."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from vlm4vla.benchmarks.published import published
+
 _ROBOT = ("mani_skill2_real2sim/assets/descriptions/widowx_description", "data/robots/widowx")
 _BRIDGE = "data/tasks/bridge_v2_real2sim_dataset"
-
-
-@functools.cache
-def published() -> Mapping[str, str]:
-    """Git's hash of every file, by its place in the simulator's folder."""
-    text = resources.files(__package__).joinpath("models.json").read_text(encoding="utf-8")
-    files: dict[str, str] = json.loads(text)
-    return files
 
 
 def places() -> Mapping[str, str]:
     """Where in the simulator's folder each file of ManiSkill2_real2sim goes (its place there -> here)."""
     found = {}
-    for path in published():
+    for path in published("simpler"):
         origin = path.replace(_ROBOT[1], _ROBOT[0])
         origin = origin.replace(f"{_BRIDGE}/stages", "data/hab2_bench_assets/stages").replace(_BRIDGE, "data")
         found[origin] = path
     return found
-
-
-def substitutes(folder: Path) -> list[str]:
-    """Files that are missing from a folder or are not the published ones; none when nothing is installed there."""
-    if not (folder / "data").is_dir():
-        return []
-    return [path for path, blob in published().items() if _blob(folder / path) != blob]
 
 
 def separate_parts(path: Path) -> list[Float[np.ndarray, "points 3"]]:
@@ -59,10 +42,3 @@ def separate_parts(path: Path) -> list[Float[np.ndarray, "points 3"]]:
     graph = coo_matrix((np.ones(edges.shape[1]), edges), shape=(len(kinds), len(kinds)))
     count, part = connected_components(graph, directed=False)
     return [kinds[part == number] for number in range(count)]
-
-
-def _blob(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -14,6 +14,7 @@ from vlm4vla.benchmarks.tabletop.render import Look, check_renderer, jitter, loo
 from vlm4vla.benchmarks.tabletop.scene import Scene, SceneLayout, SceneState, random_layout
 from vlm4vla.benchmarks.tabletop.tasks import (
     MAX_STEPS,
+    TIER_OF,
     Assignment,
     candidates,
     fulfilled,
@@ -26,6 +27,8 @@ from vlm4vla.core.types import EpisodeSpec, Goal, Observation, Step
 VERSION = "v1"
 ACTION_SPEC = ActionSpec(rotation="euler_xyz", gripper="open_positive", unit="controller")
 GOALS_PER_CHAIN = 5
+CHAIN_STEPS = 60
+"""Of one goal of a chain."""
 
 
 def seed_of(*parts: object) -> int:
@@ -146,6 +149,18 @@ class Tabletop:
         scene = Scene()
         return [self._episode(scene, task, i) for task in self.tasks for i in range(self.episodes_per_task)]
 
+    def outline(self) -> Sequence[EpisodeSpec]:
+        """The same without scenes."""
+        return [
+            EpisodeSpec(
+                id=f"{self.look}/{self._identity(task, i)}",
+                goals=(Goal(task=task, instruction="", tier=TIER_OF[task]),),
+                max_steps_per_goal=MAX_STEPS[task],
+            )
+            for task in self.tasks
+            for i in range(self.episodes_per_task)
+        ]
+
     @property
     def software(self) -> Mapping[str, str]:
         """MuJoCo."""
@@ -166,8 +181,11 @@ class Tabletop:
             "renderer": self.renderer,
         }
 
+    def _identity(self, task: str, index: int) -> str:
+        return f"{task}/{self.seed}/{index:04d}"
+
     def _episode(self, scene: Scene, task: str, index: int) -> EpisodeSpec:
-        identity = f"{task}/{self.seed}/{index:04d}"
+        identity = self._identity(task, index)
         seed = seed_of("tabletop", VERSION, identity)
         layout, assignment, goal = start_for(task, scene, np.random.default_rng(seed))
         return EpisodeSpec(
@@ -222,6 +240,14 @@ class TabletopChain:
         environment = TabletopEnvironment(image_size=8)
         return [self._episode(environment, index) for index in range(self.count)]
 
+    def outline(self) -> Sequence[EpisodeSpec]:
+        """The same without scenes, and without the goals' names, which follow from what the expert reaches."""
+        goals = (Goal(task="", instruction=""),) * GOALS_PER_CHAIN
+        return [
+            EpisodeSpec(id=f"{self.look}/{self._identity(i)}", goals=goals, max_steps_per_goal=CHAIN_STEPS)
+            for i in range(self.count)
+        ]
+
     @property
     def software(self) -> Mapping[str, str]:
         """MuJoCo."""
@@ -241,8 +267,11 @@ class TabletopChain:
             "renderer": self.renderer,
         }
 
+    def _identity(self, index: int) -> str:
+        return f"chain/{self.seed}/{index:04d}"
+
     def _episode(self, environment: TabletopEnvironment, index: int) -> EpisodeSpec:
-        identity = f"chain/{self.seed}/{index:04d}"
+        identity = self._identity(index)
         for attempt in range(100):
             seed = seed_of("tabletop", VERSION, identity, attempt)
             rng = np.random.default_rng(seed)
@@ -255,7 +284,7 @@ class TabletopChain:
         return EpisodeSpec(
             id=f"{self.look}/{identity}",
             goals=tuple(assignment.goal(rng) for assignment in chain),
-            max_steps_per_goal=60,
+            max_steps_per_goal=CHAIN_STEPS,
             setup={
                 "look": self.look,
                 "seed": seed,
