@@ -159,7 +159,11 @@ def _sweep(trial: Trial, run: TrialRun, resources: Resources) -> None:
         from vlm4vla.studies.sweep import play
 
         run.update(episodes=run.status.episodes * (1 + len(steps)))
-        play(run.folder, plan(run.folder, trial.evaluations, ",".join(map(str, steps))), resources)
+        play(
+            run.folder,
+            plan(run.folder, trial.evaluations, ",".join(map(str, steps))),
+            replace(resources, videos=0),
+        )
 
 
 def evaluate_again(folder: Path, recipe: EvaluationRecipe, resources: Resources) -> list[EpisodeResult]:
