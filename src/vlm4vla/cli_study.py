@@ -82,6 +82,11 @@ def study(options: argparse.Namespace) -> None:
         else study_named(name, {**STUDIES, **OWN_STUDIES}, options.scale)
     )
     if options.reproduction:
+        if name not in STUDIES or options.scale != "paper":
+            raise RecipeError(
+                f"study {made.name!r}: is no table or figure of the paper at its scale, so there is nothing to reproduce; "
+                "leave --scale away"
+            )
         from vlm4vla.studies.reproduce import reproduction
 
         print(reproduction(made), end="")

@@ -58,6 +58,8 @@ def test_the_matrix_is_the_papers(name: str) -> None:
 def test_the_page_of_its_reproduction_is_what_the_command_prints(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["study", name, "--reproduction", "--scale", "mini"]) == 1
+    assert "leave --scale away" in capsys.readouterr().err
     assert main(["study", name, "--reproduction"]) == 0
     page = Path(__file__).parents[2] / "docs" / "reproductions" / f"{name}.md"
     assert page.read_text() == capsys.readouterr().out
