@@ -84,8 +84,8 @@ def study(options: argparse.Namespace) -> None:
     if options.reproduction:
         if name not in STUDIES or options.scale != "paper":
             raise RecipeError(
-                f"study {made.name!r}: is no table or figure of the paper at its scale, so there is nothing to reproduce; "
-                "leave --scale away"
+                f"study {made.name!r}: is no table or figure of the paper at its scale, so that there is nothing to "
+                "reproduce; leave --scale away"
             )
         from vlm4vla.studies.reproduce import reproduction
 

@@ -92,7 +92,7 @@ def test_evaluate(
     assert sorted(recipe["renderer"] for recipe in recipes) == ["egl", "tiny"]
     logs = [path.read_text() for path in (tmp_path / "out").glob("trials/*/evaluations/*/episodes.jsonl")]
     (played,) = [log for log in logs if log]
-    assert played.count("\n") == 1 and "calvin-d-tasks-tiny-v1" in played, "three ways to say the same"
+    assert played.count("\n") == 1 and "calvin-d-tasks-tiny-v2" in played, "three ways to say the same"
 
 
 def test_a_scripted_study(

@@ -65,7 +65,7 @@ def test_evaluate_sets_any_field_of_an_evaluation() -> None:
     tiny = chosen("--renderer", "tiny")
     assert tiny.renderer == "tiny" and tiny == chosen("--set", "renderer=tiny")
     assert tiny == chosen("--set", "evaluation.renderer=tiny")
-    both = chosen("--execute", "1", "--set", "shows=wrist_image,state", "--set", "image_size=64")
+    both = chosen("--set", "execute=1", "--set", "shows=wrist_image,state", "--set", "image_size=64")
     assert (both.execute, both.shows, both.image_size) == (1, ("wrist_image", "state"), 64)
     for wrong, told in (
         ("train.steps=1", "write FIELD=VALUE with a field of the evaluation"),
