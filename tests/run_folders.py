@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vlm4vla.benchmarks.registry import outline
+from vlm4vla.benchmarks.registry import BENCHMARKS, outline
 from vlm4vla.benchmarks.rollout import task_and_tier
 from vlm4vla.core.recipes import (
     DemonstrationRecipe,
@@ -127,12 +127,13 @@ def write_evaluation(
     where.mkdir(parents=True)
     write_json(where / "evaluation.json", to_json(recipe))
     results, index = [], []
-    for spec in (outline(recipe) or ()) if recipe.benchmark != "tabletop" else ():
+    known = recipe.benchmark in BENCHMARKS and recipe.benchmark != "tabletop"
+    for spec in (outline(recipe) or ()) if known else ():
         goals, (task, tier) = len(spec.goals), task_and_tier(spec)
         done = goals * (difficulty(spec.id, skill) < skill)
         result = episode_result(spec.id, task, tier, bool(done))
         results.append(replace(result, goals=goals, goals_completed=done))
-    for tier, tasks in TASKS.items() if recipe.benchmark == "tabletop" else ():
+    for tier, tasks in TASKS.items() if not known else ():
         for task in tasks:
             for number in range(recipe.episodes_per_task):
                 episode = f"{recipe.look}/{task}/{recipe.seed}/{number:04d}"

