@@ -36,20 +36,12 @@ def no_egl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 pytestmark = pytest.mark.needs("calvin")
+DEMONSTRATE = ["simulators", "demonstrate", "calvin", "--scenes", "D", "--tasks", "turn_on_led", "--quiet"]
 
 
 def test_check_and_demonstrate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     check = ["simulators", "check", "calvin", "--json"]
-    demonstrate = [
-        "simulators",
-        "demonstrate",
-        "calvin",
-        str(tmp_path / "set"),
-        "--tasks",
-        "turn_on_led",
-        "--quiet",
-    ]
-    demonstrate += ["--scenes", "D", "--episodes", "1", "--processes", "1"]
+    demonstrate = [*DEMONSTRATE, str(tmp_path / "set"), "--episodes", "1", "--processes", "1"]
     printed = []
     for command in (check, demonstrate):
         assert main(command) == 1
@@ -99,16 +91,7 @@ def test_a_scripted_study(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHORT_STUDY", str(tmp_path / "set"))
-    demonstrate = [
-        "simulators",
-        "demonstrate",
-        "calvin",
-        str(tmp_path / "set"),
-        "--tasks",
-        "turn_on_led",
-        "--quiet",
-    ]
-    assert main([*demonstrate, "--scenes", "D", "--episodes", "2", "--renderer", "tiny"]) == 0
+    assert main([*DEMONSTRATE, str(tmp_path / "set"), "--episodes", "2", "--renderer", "tiny"]) == 0
     command = [
         "study",
         "short_studies:calvin",
@@ -156,7 +139,8 @@ def test_make_simulator_study_says_and_names_what_draws(
 def test_tests_of_egl_that_are_required_fail_instead_of_being_skipped() -> None:
     """Both kinds: named by their file, and marked."""
     names = ["test_calvin.py", "test_simulator_faults.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    # Without the short summary, which tells messages once more, but whole only where CI is set.
+    command = [sys.executable, "-m", "pytest", "-q", "-rN", "-p", "no:xdist", "-p", "no:cacheprovider"]
     command += ["-k", "dataset_renderer or (lost and calvin)"]
     done = subprocess.run(
         [*command, *(str(Path(__file__).with_name(name)) for name in names)],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlm4vla.benchmarks.pieces import count, made, make_share
+from vlm4vla.benchmarks.pieces import count, made, make_share, whole
 from vlm4vla.core.errors import SimulatorError
 
 
@@ -57,8 +57,8 @@ def alike(first: Any, second: Any) -> bool:
 
 def test_shares_together_are_the_whole_as_it_was_made(tmp_path: Path) -> None:
     here: list[int] = []
-    assert make_share(planned(5, here), tmp_path / "kept", "0/2") == 3 and here == [0, 2, 4]
-    assert make_share(planned(5, here), tmp_path / "kept", "1/2") == 2 and here == [0, 2, 4, 1, 3]
+    assert make_share(planned(5, here), Shown, tmp_path / "kept", "0/2") == 3 and here == [0, 2, 4]
+    assert make_share(planned(5, here), Shown, tmp_path / "kept", "1/2") == 2 and here == [0, 2, 4, 1, 3]
     assert count(tmp_path / "kept") == 5
     for number, piece in enumerate(made(planned(5, here), Shown, tmp_path / "kept")):
         expected = one(number)
@@ -69,23 +69,47 @@ def test_shares_together_are_the_whole_as_it_was_made(tmp_path: Path) -> None:
 
 def test_what_is_there_is_not_made_again_and_what_is_damaged_is(tmp_path: Path) -> None:
     here: list[int] = []
-    make_share(planned(3, here), tmp_path, "0/1")
+    make_share(planned(3, here), Shown, tmp_path, "0/1")
     (tmp_path / "piece-1.npz").write_bytes((tmp_path / "piece-1.npz").read_bytes()[:100])
     (tmp_path / ".piece-2.npz.1234").write_bytes(b"half")
     here.clear()
-    make_share(planned(4, here), tmp_path, "0/1")
+    make_share(planned(4, here), Shown, tmp_path, "0/1")
     assert here == [1, 3] and count(tmp_path) == 4
     assert [p.task for p in made(planned(4, here), Shown, tmp_path)] == [f"lift {n}" for n in range(4)]
 
 
+def test_a_piece_of_another_version_is_made_again(tmp_path: Path) -> None:
+    here: list[int] = []
+    make_share(planned(2, here), Shown, tmp_path, "0/1")
+    with np.load(tmp_path / "piece-1.npz") as file:
+        fewer = {name: file[name] for name in file.files if name != "actions"}
+    np.savez_compressed(tmp_path / "piece-1.npz", **fewer)
+    here.clear()
+    assert [p.task for p in made(planned(2, here), Shown, tmp_path)] == ["lift 0", "lift 1"] and here == [1]
+    make_share(planned(2, here), Shown, tmp_path, "0/1")
+    assert here == [1, 1]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), whole(tmp_path / "set") as folder:
+        (folder / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with whole(tmp_path / "set") as folder:
+        (folder / "a").write_text("all")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    with pytest.raises(SimulatorError, match="exists already"), whole(tmp_path / "set"):
+        pass
+
+
 def test_a_full_disk_keeps_the_ones_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here: list[int] = []
-    make_share(planned(1, here), tmp_path, "0/1")
+    make_share(planned(1, here), Shown, tmp_path, "0/1")
 
     def full(file: Any, **arrays: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(SimulatorError, match=r"No space left.*before it are kept"):
-        make_share(planned(2, here), tmp_path, "0/1")
+        make_share(planned(2, here), Shown, tmp_path, "0/1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["piece-0.npz"]

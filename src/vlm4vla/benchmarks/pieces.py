@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,12 +30,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", default="", metavar="I/N", help="make the I-th of N shares, write no set")
 
 
-def make_share(planned: Planned[T], folder: Path, share: str) -> int:
+def make_share(planned: Planned[T], kind: type[T], folder: Path, share: str) -> int:
     """Make every N-th demonstration from number I on that is not there yet; returns how many there are of them."""
     number, _, shares = share.partition("/")
     mine = list(planned)[int(number) :: int(shares)]
     for name, make in mine:
-        if _load(folder / f"{name}.npz") is None:
+        if _load(kind, folder / f"{name}.npz") is None:
             _save(make(), folder / f"{name}.npz")
     return len(mine)
 
@@ -41,13 +43,31 @@ def make_share(planned: Planned[T], folder: Path, share: str) -> int:
 def made(planned: Planned[T], kind: type[T], folder: Path | None) -> Iterator[T]:
     """All of them, in order; those in `folder` are read instead of made."""
     for name, make in planned:
-        kept = None if folder is None else _load(folder / f"{name}.npz")
-        yield make() if kept is None else kind(**_values(kind, kept))
+        kept = None if folder is None else _load(kind, folder / f"{name}.npz")
+        yield make() if kept is None else kept
 
 
 def count(folder: Path) -> int:
     """How many are kept."""
     return sum(1 for path in folder.glob("[!.]*.npz"))
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` once all was written, and else leaves nothing behind.
+
+    Raises: SimulatorError for a folder that exists.
+    """
+    if folder.exists():
+        raise SimulatorError(f"{folder}: exists already; delete it or choose another folder")
+    unfinished = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _save(piece: Any, path: Path) -> None:
@@ -72,16 +92,18 @@ def _save(piece: Any, path: Path) -> None:
         raise SimulatorError(f"{path}: cannot be written ({error}); the ones before it are kept") from error
 
 
-def _load(path: Path) -> dict[str, Any] | None:
-    """None where it is not, or is damaged, so that it is made again."""
+def _load(kind: type[T], path: Path) -> T | None:
+    """None where it is not, is damaged or lacks a field (of another version), so that it is made again."""
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (FileNotFoundError, BadZipFile, ValueError, EOFError):
         return None
+    values = _values(kind, arrays)
+    return None if values is None else kind(**values)
 
 
-def _values(kind: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _values(kind: Any, arrays: Mapping[str, Any]) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for field in fields(kind):
         name = field.name
@@ -94,4 +116,6 @@ def _values(kind: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = value.item() if value.dtype.kind == "U" else value
         else:
             found[name] = {key[len(name) + 1 :]: v for key, v in arrays.items() if key.startswith(f"{name}/")}
+            if not found[name]:
+                return None
     return found

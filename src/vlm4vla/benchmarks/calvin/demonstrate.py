@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from vlm4vla.benchmarks.calvin.benchmark import RENDERERS, CalvinEnvironment
 from vlm4vla.benchmarks.calvin.expert import PLANS, actions, fresh_state, possible
 from vlm4vla.benchmarks.calvin.sequences import instructions
 from vlm4vla.benchmarks.calvin.world import MOST_MOVEMENT, MOST_TURN, SCENES
-from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
+from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share, whole
 from vlm4vla.core.errors import SimulatorError
 from vlm4vla.core.types import Goal
 
@@ -142,15 +140,11 @@ def _play(environment: CalvinEnvironment, task: str, rng: np.random.Generator) -
 
 def write(demonstrations: Iterator[Scripted], folder: Path, *, note: str) -> int:
     """Write a split in CALVIN's layout, whole or not at all; returns how many demonstrations."""
-    if folder.exists():
-        raise SimulatorError(f"{folder}: exists already; delete it or choose another folder")
-    unfinished = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "lang_annotations").mkdir(parents=True)
     spans: list[tuple[int, int]] = []
     scenes: dict[str, list[int]] = {}
     sentences, tasks, number = [], [], 0
-    try:
+    with whole(folder) as unfinished:
+        (unfinished / "lang_annotations").mkdir()
         for demonstration in demonstrations:
             first = number
             for step, image in enumerate(demonstration.images):
@@ -173,10 +167,6 @@ def write(demonstrations: Iterator[Scripted], folder: Path, *, note: str) -> int
         np.save(unfinished / "ep_start_end_ids.npy", np.array([(a, b - 1) for a, b in spans], dtype=np.int64))
         np.save(unfinished / "scene_info.npy", np.array(scenes, dtype=object))
         (unfinished / "scripted.json").write_text(json.dumps({"scripted": True, "note": note}, indent=1))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return len(spans)
 
 
@@ -224,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tasks = [task for task in options.tasks.split(",") if task] or list(PLANS)
         plan = planned(options.scenes, tasks, options.episodes, seed=options.seed, renderer=options.renderer)
         if options.share:
-            print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
+            print(json.dumps({"made": make_share(plan, Scripted, options.pieces, options.share)}))
             return 0
         drawn = f"scenes {options.scenes}, seed {options.seed}, drawn with {options.renderer}"
         note = f"scripted expert, {drawn}: not CALVIN's own demonstrations"

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +25,7 @@ from vlm4vla.benchmarks.libero.benchmark import RENDERERS
 from vlm4vla.benchmarks.libero.expert import TASKS, actions
 from vlm4vla.benchmarks.libero.suites import SUITES, instruction, suite_of
 from vlm4vla.benchmarks.libero.world import CAMERAS, World
-from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
+from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share, whole
 from vlm4vla.core.errors import SimulatorError, VLAError, unknown_name
 
 _TRIES = 10
@@ -143,21 +141,12 @@ def write(demonstrations: Iterator[Scripted], folder: Path, *, note: str) -> int
     """Write files in LIBERO's layout, whole or not at all; returns how many demonstrations."""
     import h5py
 
-    if folder.exists():
-        raise SimulatorError(f"{folder}: exists already; delete it or choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
     total = 0
-    try:
+    with whole(folder) as unfinished:
         for one in demonstrations:
             with h5py.File(unfinished / f"{one.task}_demo.hdf5", "a") as file:
                 _add(file.require_group("data"), one, note)
             total += 1
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return total
 
 
@@ -257,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             renderer=options.renderer,
         )
         if options.share:
-            print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
+            print(json.dumps({"made": make_share(plan, Scripted, options.pieces, options.share)}))
             return 0
         drawn = f"seed {options.seed}, drawn with {options.renderer}"
         note = f"scripted expert, {drawn}: not LIBERO's own demonstrations"

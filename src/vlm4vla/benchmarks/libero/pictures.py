@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +26,8 @@ from vlm4vla.benchmarks.libero.demonstrate import chosen
 from vlm4vla.benchmarks.libero.expert import actions
 from vlm4vla.benchmarks.libero.suites import suite_of
 from vlm4vla.benchmarks.libero.world import CAMERAS, World
-from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share
-from vlm4vla.core.errors import SimulatorError, VLAError
+from vlm4vla.benchmarks.pieces import Planned, add_options, made, make_share, whole
+from vlm4vla.core.errors import VLAError
 
 PICTURES = 8
 """Of every episode, evenly over its first steps."""
@@ -116,13 +114,8 @@ def words(name: str) -> str:
 
 def write(episodes: Iterator[Seen], folder: Path, *, note: str) -> int:
     """Write `boxes.json` and the pictures beside it, whole or not at all; returns how many pictures."""
-    if folder.exists():
-        raise SimulatorError(f"{folder}: exists already; delete it or choose another folder")
-    unfinished = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
-    try:
+    with whole(folder) as unfinished:
         for episode in episodes:
             for image, row in zip(episode.images, json.loads(episode.rows), strict=True):
                 name = f"{len(rows):06d}.png"
@@ -130,9 +123,6 @@ def write(episodes: Iterator[Seen], folder: Path, *, note: str) -> int:
                 rows.append({"image": name, **row})
         (unfinished / "boxes.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         (unfinished / "note.json").write_text(json.dumps({"note": note}, indent=1), encoding="utf-8")
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return len(rows)
 
 
@@ -158,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             renderer=options.renderer,
         )
         if options.share:
-            print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
+            print(json.dumps({"made": make_share(plan, Seen, options.pieces, options.share)}))
             return 0
         note = f"LIBERO's scenes, fresh resets, seed {options.seed}"
         count = write(made(plan, Seen, options.pieces), options.out, note=note)

@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tasks = [task for task in options.tasks.split(",") if task] or list(TASKS)
         plan = planned(tasks, options.episodes, seed=options.seed)
         if options.share:
-            print(json.dumps({"made": make_share(plan, options.pieces, options.share)}))
+            print(json.dumps({"made": make_share(plan, BridgeEpisode, options.pieces, options.share)}))
             return 0
         note = f"scripted expert in simulation, seed {options.seed}: not Bridge's own demonstrations"
         episodes = made(plan, BridgeEpisode, options.pieces)

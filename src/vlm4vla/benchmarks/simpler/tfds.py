@@ -7,8 +7,6 @@ dataset_info.proto of tensorflow_datasets 4.9.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from vlm4vla.core.errors import SimulatorError
+from vlm4vla.benchmarks.pieces import whole
 
 NAME = "simpler_bridge_scripted"
 SIDE = 256
@@ -46,26 +44,18 @@ def write(episodes: Iterable[BridgeEpisode], count: int, folder: Path, *, note: 
 
     Raises: SimulatorError for a folder that exists.
     """
-    if folder.exists():
-        raise SimulatorError(f"{folder}: exists already; delete it or choose another folder")
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     left, files = iter(episodes), -(-count // _A_FILE)
     lengths = []
-    try:
+    with whole(folder) as unfinished:
         for number in range(files):
-            path = partial / f"{NAME}-train.tfrecord-{number:05d}-of-{files:05d}"
+            path = unfinished / f"{NAME}-train.tfrecord-{number:05d}-of-{files:05d}"
             with path.open("wb") as file:
                 lengths.append(sum(1 for e in islice(left, _A_FILE) if file.write(_record(_example(e)))))
         info = {"name": NAME, "version": "1.0.0", "fileFormat": "tfrecord", "description": note}
         split = {"name": "train", "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}
         info["splits"] = [split | {"shardLengths": [str(length) for length in lengths]}]  # type: ignore[assignment]
         for name, content in (("features", _FEATURES), ("dataset_info", info), ("scripted", {"note": note})):
-            (partial / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            (unfinished / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     return sum(lengths)
 
 
