@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from run_folders import write_trial
 
+from vlm4vla.backbones.backbone import Backbone
 from vlm4vla.cli import main
 from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.recipes import fingerprint
@@ -335,3 +336,15 @@ def test_no_more_trainings_side_by_side_than_fit() -> None:
     assert cost_of(other) is None
     assert side_by_side([other], 2, cores=2, free=200_000_000_000)[0] == 2
     assert side_by_side([other], 2, cores=2, free=100_000_000_000)[0] == 1
+
+
+def test_table_7_in_small_says_that_tiny_vlms_see_no_more() -> None:
+    trials = STUDIES["table-7"]("mini").rows[0].trials.values()
+    sizes = {trial.policy.image_size for trial in trials}
+    (name,) = {trial.policy.backbone for trial in trials}
+    seen = {
+        Backbone.from_pretrained(name, prompt="short", image_size=size).encoder.image_tokens for size in sizes
+    }
+    assert len(sizes) == 3 and len(seen) == 1
+    assert any("64 pixels" in note for note in STUDIES["table-7"]("mini").notes)
+    assert not any("64 pixels" in note for note in STUDIES["table-7"]("paper").notes)
