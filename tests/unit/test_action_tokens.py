@@ -15,6 +15,8 @@ from tokenizers import ByteLevelBPETokenizer
 from vlm4vla.core.errors import DataError
 from vlm4vla.policies.action_tokens import FastTokenizer
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "fast"
+
 
 def chunks(count: int, seed: int = 0) -> Float32[np.ndarray, "count 10 7"]:
     """Smooth movements."""
@@ -90,6 +92,19 @@ def test_the_published_layout_is_read(tmp_path: Path) -> None:
     assert np.abs(found - chunks(3)).max() < 0.2
     with pytest.raises(DataError, match="horizon and size"):
         FastTokenizer.load(tmp_path)
+
+
+def test_the_published_processor_and_ours_read_each_others_folders(tmp_path: Path) -> None:
+    """Its ids and actions, kept by `tests/oracles/published_fast.py`: of a folder of its own and of one of ours."""
+    kept = np.load(GOLDEN / "chunks.npz")
+    answers = json.loads((GOLDEN / "answers.json").read_text())
+    FastTokenizer.fit(kept["training"], vocabulary=384).save(tmp_path)
+    for name, folder in (("published", GOLDEN / "published"), ("ours", tmp_path)):
+        tokenizer = FastTokenizer.load(folder)
+        ids = tokenizer.encode(kept["other"])
+        assert ids == answers[name]["ids"], name
+        assert np.abs(tokenizer.decode(ids) - answers[name]["chunks"]).max() < 1e-6, name
+    assert answers["published"]["ids"] != answers["ours"]["ids"]
 
 
 def test_nothing_to_fit_and_too_much_are_errors() -> None:

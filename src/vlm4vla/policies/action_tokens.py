@@ -1,6 +1,7 @@
 """FAST: action chunks as few tokens, through frequencies over time, rounding and byte-pair encoding (arXiv 2501.09747).
 
 A folder holds `tokenizer.json` and `processor_config.json`, as the published tokenizer does; no remote code is run.
+The published processor reads ours too, where `order` is its own (`frequencies`).
 """
 
 from __future__ import annotations
@@ -113,13 +114,16 @@ class FastTokenizer:
         return [len(token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
 
     def save(self, folder: Path) -> None:
-        """Write the two files."""
+        """Write the two files, and what transformers wants beside them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.bpe.save(str(folder / "tokenizer.json"))
+        kept = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        (folder / "tokenizer_config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         facts = {
+            "processor_class": "UniversalActionProcessor",
             "scale": self.scale,
             "vocab_size": self.bpe.get_vocab_size(),
-            "min_token": self.low,
+            "min_token": self.low - self.first,  # the coefficient whose code point would be 0
             "max_token": self.high,
             "first_code_point": self.first,
             "time_horizon": self.horizon,
@@ -132,6 +136,7 @@ class FastTokenizer:
     def load(cls, folder: Path, *, horizon: int | None = None, size: int | None = None) -> FastTokenizer:
         """A saved or published folder; `horizon` and `size` where the published one names none.
 
+        Folders that transformers 5 saved have `tokenizer.json` in `bpe_tokenizer`.
         Raises: DataError for a missing or damaged file, or when horizon or size are known from nowhere.
         """
         path = folder / "processor_config.json"
@@ -139,8 +144,10 @@ class FastTokenizer:
             path = folder / "preprocessor_config.json"
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            bpe = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            low, order = int(facts["min_token"]), facts.get("order", "frequencies")
+            inner = folder / "bpe_tokenizer" / "tokenizer.json"
+            bpe = Tokenizer.from_file(str(inner if inner.exists() else folder / "tokenizer.json"))
+            first, order = int(facts.get("first_code_point", 0)), facts.get("order", "frequencies")
+            low = int(facts["min_token"]) + first
             if order not in get_args(Order):
                 raise ValueError(f"unknown order {order!r}")
             return cls(
@@ -150,7 +157,7 @@ class FastTokenizer:
                 high=int(facts.get("max_token", low + int(facts["vocab_size"]) - 1)),
                 horizon=int(horizon or facts["time_horizon"]),
                 size=int(size or facts["action_dim"]),
-                first=int(facts.get("first_code_point", 0)),
+                first=first,
                 order=order,
             )
         except Exception as error:  # the tokenizers library raises bare exceptions
