@@ -25,7 +25,7 @@ from vlm4vla.benchmarks.pool import Lost, Pool
 from vlm4vla.benchmarks.registry import BENCHMARKS, make_benchmark
 from vlm4vla.benchmarks.simulators import SIMULATORS, interpreter
 from vlm4vla.benchmarks.wire import Reply, Request
-from vlm4vla.benchmarks.workers import SOURCE_ROOT
+from vlm4vla.benchmarks.workers import ONE_THREAD, SOURCE_ROOT
 from vlm4vla.core.errors import SimulatorError
 from vlm4vla.core.interfaces import Benchmark
 from vlm4vla.core.recipes import EvaluationRecipe
@@ -55,6 +55,7 @@ class Bare:
             stdout=subprocess.DEVNULL,
             stderr=self._told,
             text=True,
+            env={**os.environ, **ONE_THREAD},
         )
         os.close(writing)
         self._answers = os.fdopen(reading)

@@ -35,7 +35,10 @@ SOURCE_ROOT = str(Path(__file__).parents[2])
 # Our own interpreter gets exactly our import path; a foreign one keeps its own and finds this package after it.
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from vlm4vla.benchmarks.workers import main; main()"
 _BOOT_FOREIGN = "import sys; sys.path += sys.argv[2:]; from vlm4vla.benchmarks.workers import main; main()"
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"), "1"
+)
+"""Workers share the cores: each computes with one thread, and so does Mesa's software renderer (`LP_`)."""
 _OUTPUT_LIMIT = 1 << 20
 """Bytes of a simulator's chatter that are kept."""
 _GOODBYE_SECONDS = 5.0
