@@ -176,6 +176,10 @@ def test_native_size_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
     folder = build_tiny("qwen3-vl", replace(SIZE, image_size=64), tmp_path / "vlm", texts=SAYINGS, seed=0)
     large, small = (Backbone.from_pretrained(folder, image_size=SIDE, enlarge=e) for e in (True, False))
     assert (large.encoder.image_tokens, small.encoder.image_tokens) == (16, 4)
+    beyond = Backbone.from_pretrained(
+        folder, image_size=128, enlarge=False
+    )  # than its own preprocessing lets through
+    assert beyond.encoder.image_tokens == 64
     assert not torch.allclose(features(large, observation()), features(small, observation()))
 
 

@@ -338,13 +338,14 @@ def test_no_more_trainings_side_by_side_than_fit() -> None:
     assert side_by_side([other], 2, cores=2, free=100_000_000_000)[0] == 1
 
 
-def test_table_7_in_small_says_that_tiny_vlms_see_no_more() -> None:
-    trials = STUDIES["table-7"]("mini").rows[0].trials.values()
-    sizes = {trial.policy.image_size for trial in trials}
-    (name,) = {trial.policy.backbone for trial in trials}
+def test_table_7_in_small_shows_larger_pictures_to_tiny_vlms() -> None:
+    recipes = [trial.policy for trial in STUDIES["table-7"]("mini").rows[0].trials.values()]
     seen = {
-        Backbone.from_pretrained(name, prompt="short", image_size=size).encoder.image_tokens for size in sizes
+        recipe.image_size: Backbone.from_pretrained(
+            recipe.backbone, prompt="short", image_size=recipe.image_size, enlarge=recipe.enlarge
+        ).encoder.image_tokens
+        for recipe in recipes
     }
-    assert len(sizes) == 3 and len(seen) == 1
+    assert seen == {64: 16, 128: 64, 192: 144}
     assert any("64 pixels" in note for note in STUDIES["table-7"]("mini").notes)
     assert not any("64 pixels" in note for note in STUDIES["table-7"]("paper").notes)

@@ -246,7 +246,10 @@ class Backbone(nn.Module):
 def image_layout(
     config: PreTrainedConfig, family: Family, image_size: int, most_pixels: int, *, enlarge: bool = True
 ) -> tuple[PatchLayout | None, int, int]:
-    """How a family lays out pixels, the side of its input image in pixels, and how many tokens that becomes."""
+    """How a family lays out pixels, the side of its input image in pixels, and how many tokens that becomes.
+
+    `most_pixels`: the bound of the checkpoint's own preprocessing, kept where `enlarge` leaves the size to that.
+    """
     vision = config.vision_config
     if "image_grid_thw" not in family.extra_inputs:
         size = vision.image_size
@@ -256,7 +259,7 @@ def image_layout(
         image_size,
         multiple=vision.patch_size * merge,
         least_pixels=min(family.least_pixels, most_pixels) if enlarge else 0,
-        most_pixels=most_pixels,
+        most_pixels=most_pixels if enlarge else max(most_pixels, image_size**2),
     )
     layout = PatchLayout(patch=vision.patch_size, merge=merge, temporal=vision.temporal_patch_size)
     return layout, size, (size // vision.patch_size // merge) ** 2

@@ -72,7 +72,8 @@ class PolicyRecipe:
     """Every image is first brought to this square size, then to the VLM's own (Paper 3.3)."""
     enlarge: bool = True
     """VLMs of any image size (Qwen): small images are enlarged as the released code does, 224 to 448 pixels, which
-    costs 3 to 3.6 times the compute and adds no information; false keeps `image_size`."""
+    costs 3 to 3.6 times the compute and adds no information; false keeps `image_size`, whatever bounds the
+    checkpoint's own preprocessing has."""
     prompt: Literal["long", "short"] = "long"
     """Qwen's scheme 1 or 2 (Paper A.2.3); other families have one prompt."""
     horizon: int = 10

@@ -23,10 +23,10 @@ _SIZES = (
     *("head_trunk", "head_width", "head_body", "fast_vocabulary"),
     *(f"expert_{name}" for name in ("layers", "width", "mlp", "heads", "head_width")),
 )
-_ELSEWHERE = ("backbone", "head", "image_size", "horizon", "freeze", *_SIZES)
+_ELSEWHERE = ("backbone", "head", "image_size", "enlarge", "horizon", "freeze", *_SIZES)
 _NOTHING = ("weights", "prompt", "query_init", "normalization")
 """Fields that change no shape; instructions are as long as `memory.TEXT_TOKENS` says."""
-_Key = tuple[str, str, int, str, str]
+_Key = tuple[str, str, int, bool, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Cost:
     precision: str
     sizes: str
     """Fingerprint of the recipe's fields about the head's layers."""
+    enlarge: bool = True
     horizon: int
     samples: int
     """At once, in the step that was counted."""
@@ -78,11 +79,12 @@ def count(trial: Trial) -> Cost:
     trial = dataclasses.replace(trial, policy=dataclasses.replace(trial.policy, freeze=()))
     samples = trial.train.micro_batch_size or trial.train.batch_size
     kept, again = (hollow_step(with_checkpointing(trial, on), samples=samples) for on in (False, True))
-    backbone, head, size, precision, sizes = _key(trial)
+    backbone, head, size, enlarge, precision, sizes = _key(trial)
     return Cost(
         backbone=backbone,
         head=head,
         image_size=size,
+        enlarge=enlarge,
         precision=precision,
         sizes=sizes,
         horizon=trial.policy.horizon,
@@ -110,13 +112,13 @@ def _key(trial: Trial) -> _Key:
     policy = trial.policy
     sizes = fingerprint([getattr(policy, name) for name in _SIZES])
     backbone = ARCHITECTURE_OF.get(policy.backbone, policy.backbone)
-    return backbone, policy.head, policy.image_size, trial.train.precision, sizes
+    return backbone, policy.head, policy.image_size, policy.enlarge, trial.train.precision, sizes
 
 
 @functools.cache
 def _kept() -> dict[_Key, Cost]:
     costs = [Cost(**values) for values in json.loads(COSTS.read_text(encoding="utf-8"))]
-    return {(c.backbone, c.head, c.image_size, c.precision, c.sizes): c for c in costs}
+    return {(c.backbone, c.head, c.image_size, c.enlarge, c.precision, c.sizes): c for c in costs}
 
 
 if __name__ == "__main__":

@@ -51,10 +51,7 @@ _SMALL_TUNING = TrainRecipe(
 _MINI_EPISODES = 50
 _QUESTIONS = 300
 """Of every task, that tiny VLMs are asked."""
-_SMALL_PICTURES = (
-    "tiny VLMs' own preprocessing lets 64 pixels through: larger pictures are drawn larger and brought down to that, "
-    "so that columns differ in how pictures are made, not in how much of them is seen"
-)
+_SMALL_PICTURES = "tiny VLMs were pretrained on pictures of 64 pixels: larger ones are new to them"
 _ONE_SEED = "one seed a row: intervals cover the choice of episodes, not what another seed would have given"
 
 
@@ -80,6 +77,9 @@ def _trial(benchmark: str, backbone: str, scale: Scale, *, after: str = "", **ch
             changes["learning_rate"] = trial.train.learning_rate * changes["learning_rate"] / 2e-5
         if "image_size" in changes:
             changes["image_size"] = {224: 64, 512: 128, 768: 192}[changes["image_size"]]
+            changes["enlarge"] = (
+                False  # as many pixels as that; a tiny VLM's own preprocessing lets 64 through
+            )
     told = [
         text
         for name, text in (
