@@ -15,8 +15,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Pre
 from vlm4vla.backbones.registry import ARCHITECTURE_OF
 from vlm4vla.core.errors import unknown_name
 
-Values = Mapping[str, Any]
-
 _QWEN2_VISION = {
     "depth": 32,
     "hidden_size": 1280,

@@ -70,8 +70,6 @@ class Family(Architecture):
     own maximum. The reference passes 28 * 28 * 256 for Qwen, so that 224 becomes 448 (Paper A.2.1, released code)."""
     first_position: int = 0
     """Number of a row's first token, where the VLM counts in one axis."""
-    location_token: str | None = None
-    """Format of the family's own tokens for places in an image, e.g. `<loc{:04d}>`."""
 
 
 _QWEN_PROMPTS = {
@@ -123,7 +121,6 @@ def _paligemma(name: str, text_model_type: str, *, attention: Literal["sdpa", "e
         image_std=HALF,
         attention=attention,
         first_position=1,
-        location_token="<loc{:04d}>",
     )
 
 
@@ -149,7 +146,6 @@ FAMILIES: dict[str, Family] = {
             attention="sdpa",
             unit_norm_inputs=("image_to_text_projection.dense",),
             first_position=2,
-            location_token="<patch_index_{:04d}>",
         ),
         Family(
             name="prismatic",

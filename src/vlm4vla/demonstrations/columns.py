@@ -17,7 +17,7 @@ import mmap
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -245,11 +245,6 @@ def read_manifest(folder: Path, *formats: str) -> dict[str, Any]:
 def damaged(folder: Path, reason: str) -> DataError:
     """The error for a folder that is not what was written."""
     return DataError(f"{folder}: {reason}. Delete the folder and make or convert the demonstrations again.")
-
-
-def lines_of(source: ColumnSource) -> Iterator[dict[str, Any]]:
-    """`ColumnSource.episode` of every episode."""
-    return (source.episode(index) for index in range(len(source)))
 
 
 def _check(demonstration: Demonstration, ids: set[bytes]) -> None:
