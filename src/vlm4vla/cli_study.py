@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -229,7 +230,9 @@ def _ask(made: Any, options: argparse.Namespace) -> None:
 
 
 def _report(made: Any, options: argparse.Namespace) -> None:
+    from vlm4vla.reports import asked
     from vlm4vla.reports.ability import ability_tables
+    from vlm4vla.reports.findings import findings
     from vlm4vla.reports.scores import score
     from vlm4vla.reports.study_page import main_table, write_index, write_study_report
     from vlm4vla.studies.mini import OWN_STUDIES
@@ -240,6 +243,8 @@ def _report(made: Any, options: argparse.Namespace) -> None:
     scores = score(made, options.out)
     for table in (main_table(scores), *ability_tables(scores)):
         print(table.text(width=120), end="\n\n")
+    for sentence in findings(scores, asked.read(scores, options.out)[0]):
+        print(textwrap.fill(sentence, 118, initial_indent="- ", subsequent_indent="  "))
     studies = [make(options.scale) for make in (*STUDIES.values(), *OWN_STUDIES.values())]
     write_index([*studies, *([made] if made not in studies else [])], options.out, out)
     print(f"Report: {path}\nAll studies: {out / 'index.html'}")

@@ -13,6 +13,7 @@ from run_folders import make_trial, small_study, write_json, write_trial
 from vlm4vla.cli import main
 from vlm4vla.core.recipes import TaskRecipe, TuneRecipe, fingerprint, to_json
 from vlm4vla.reports import asked as reported
+from vlm4vla.reports.findings import findings
 from vlm4vla.reports.scores import score
 from vlm4vla.reports.study_page import write_study_report
 from vlm4vla.studies.answers import FOLDER, Asked
@@ -162,3 +163,13 @@ def test_a_study_without_questions_or_runs_says_what_to_do(
     assert main(["study", "mini", "--ask", "--out", str(tmp_path)]) != 0
     assert "`--run` does them" in capsys.readouterr().err
     assert main(["study", "mini", "--ask", "tabletop-nothing", "--out", str(tmp_path)]) != 0
+
+
+def test_the_finding_is_about_all_that_was_asked(tmp_path: Path) -> None:
+    study, folders = rows_of(tmp_path, [2, 5, 9, 14, 18])
+    for folder in folders:
+        (folder / FOLDER / f"{fingerprint('tabletop-vica')}.json").unlink()
+    scores = score(study, tmp_path)
+    sentence = findings(scores, reported.read(scores, tmp_path)[0])[-1]
+    start = "look A: over 5 VLMs, what they score (tabletop-pretraining) goes with success: r = +0.9"
+    assert sentence.startswith(start) and "p = 0.0" in sentence

@@ -17,7 +17,7 @@ from vlm4vla.core.recipes import Trial, TuneRecipe, fingerprint
 from vlm4vla.reports import sections
 from vlm4vla.reports.ability import Numbers, bootstrapped, correlated
 from vlm4vla.reports.ability_figure import GAP, SIDE, TOP, panel
-from vlm4vla.reports.comparisons import holm, paired_difference
+from vlm4vla.reports.comparisons import Correlation, holm, paired_difference
 from vlm4vla.reports.drawing import Drawing
 from vlm4vla.reports.estimates import Estimate, success_rate
 from vlm4vla.reports.markup import Html, element, section
@@ -46,6 +46,21 @@ class Answered:
         """Percent."""
         tasks = list(self.by_task) if task == _EVERY else [task]
         return 100 * float(np.mean([np.mean(self.by_task[name].values) for name in tasks]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Success:
+    """How what VLMs score on a task goes with success in a column, each VLM counting once."""
+
+    column: str
+    task: str
+    correlation: Correlation
+    drawn: Estimate
+    """Bootstrap over VLMs."""
+    adjusted_p: float
+    """Holm's, over all columns and tasks."""
+    every: bool
+    """All that they were asked."""
 
 
 def read(scores: StudyScores, runs: Path) -> tuple[list[Answered], list[tuple[str, str]]]:
@@ -182,29 +197,38 @@ def _tuning_table(found: Sequence[Answered]) -> Table:
     return Table("VLMs: what tuning taught them and what it cost", columns, told)
 
 
-def _success_table(found: Sequence[Answered], scores: StudyScores) -> Table:
-    rows = []
+def successes(found: Sequence[Answered], scores: StudyScores) -> list[Success]:
+    """Of every column and task, where enough VLMs were asked."""
+    made: list[tuple[str, str, Correlation, Estimate]] = []
+    measures = _measures(found) if found else []
     for name, outcome in _outcomes(found, scores).items():
-        for task in _measures(found):
+        for task in measures:
             numbers = {answered.row: answered.score(task) for answered in found if answered.row in outcome}
             r = correlated(numbers, outcome)
-            if r is None:
-                continue
-            drawn = bootstrapped(list(numbers.values()), [outcome[row] for row in numbers])
-            rows.append(
-                (
-                    name,
-                    task,
-                    f"{r.r.value:+.2f}",
-                    f"[{r.r.low:+.2f}, {r.r.high:+.2f}]",
-                    f"[{drawn.low:+.2f}, {drawn.high:+.2f}]",
-                    r.p_value,
-                    str(r.models),
-                    f"{np.nanmin(r.without_one):+.2f} to {np.nanmax(r.without_one):+.2f}",
-                )
-            )
-    adjusted = holm([row[5] for row in rows])
-    told = tuple((*row[:5], p_text(p), *row[6:]) for row, p in zip(rows, adjusted, strict=True))
+            if r is not None:
+                drawn = bootstrapped(list(numbers.values()), [outcome[row] for row in numbers])
+                made.append((name, task, r, drawn))
+    adjusted = holm([r.p_value for _, _, r, _ in made])
+    return [
+        Success(column=name, task=task, correlation=r, drawn=drawn, adjusted_p=p, every=task == measures[-1])
+        for (name, task, r, drawn), p in zip(made, adjusted, strict=True)
+    ]
+
+
+def _success_table(found: Sequence[Answered], scores: StudyScores) -> Table:
+    told = tuple(
+        (
+            success.column,
+            success.task,
+            f"{success.correlation.r.value:+.2f}",
+            f"[{success.correlation.r.low:+.2f}, {success.correlation.r.high:+.2f}]",
+            f"[{success.drawn.low:+.2f}, {success.drawn.high:+.2f}]",
+            p_text(success.adjusted_p),
+            str(success.correlation.models),
+            f"{np.nanmin(success.correlation.without_one):+.2f} to {np.nanmax(success.correlation.without_one):+.2f}",
+        )
+        for success in successes(found, scores)
+    )
     columns = (
         "column",
         "task",

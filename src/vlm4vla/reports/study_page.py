@@ -9,16 +9,16 @@ from pathlib import Path
 
 from vlm4vla.reports import account, asked, sections, tables, videos, why
 from vlm4vla.reports.ability import ability_tables
-from vlm4vla.reports.estimates import Estimate
+from vlm4vla.reports.findings import difference, findings, number
 from vlm4vla.reports.markup import Html, element, section
 from vlm4vla.reports.overview import overview
 from vlm4vla.reports.page import document, listed_problems
 from vlm4vla.reports.published import separable, separated
 from vlm4vla.reports.results import write_whole
-from vlm4vla.reports.scores import Cell, RowPair, StudyScores, score, unit
+from vlm4vla.reports.scores import Cell, RowPair, StudyScores, score
 from vlm4vla.reports.study_figures import figures_of, unit_name
 from vlm4vla.reports.tables import DASH, Table
-from vlm4vla.studies.study import Column, Study
+from vlm4vla.studies.study import Study
 
 
 def write_study_report(study: Study, runs: Path, out: Path) -> Path:
@@ -31,7 +31,9 @@ def write_study_report(study: Study, runs: Path, out: Path) -> Path:
     held, damaged = why.read(scores, runs)
     answered, unreadable = asked.read(scores, runs)
     shown = [*tables_of(scores), fairness_table(scores), *asked.tables(answered, scores), *why.tables(held)]
-    write_whole(out / "tables.md", "\n\n".join(table.markdown() for table in shown) + "\n")
+    told = findings(scores, answered)
+    listed = ["\n".join(f"- {sentence}" for sentence in told)] if told else []
+    write_whole(out / "tables.md", "\n\n".join([*listed, *(table.markdown() for table in shown)]) + "\n")
     write_whole(out / "tables.tex", "\n\n".join(table.latex() for table in shown) + "\n")
     write_whole(out / "scores.json", json.dumps(_plain(scores), indent=1, ensure_ascii=False) + "\n")
     plotted = asked.figure(answered, scores)
@@ -44,7 +46,7 @@ def write_study_report(study: Study, runs: Path, out: Path) -> Path:
         ("asked", "VLMs", asked.asked_section(answered, scores)),
         ("why", "Why", why.why_section(held)),
     ]
-    write_whole(path, page(scores, measured, [*unreadable, *damaged]))
+    write_whole(path, page(scores, measured, [*unreadable, *damaged], told))
     return path
 
 
@@ -83,9 +85,10 @@ def page(
     scores: StudyScores,
     measured: Sequence[tuple[str, str, Html | None]] = (),
     damaged: Sequence[tuple[str, str]] = (),
+    told: Sequence[str] = (),
 ) -> str:
     """The page as text. `measured`: further sections, identity and name before each; `damaged`: problems beside those
-    of the scores.
+    of the scores; `told`: the findings.
     """
     study = scores.study
     drawn = [drawing.svg() for drawing in figures_of(scores).values()]
@@ -111,7 +114,8 @@ def page(
         "header",
         element("p", f"vlm4vla study · {study.name}", class_="eyebrow"),
         element("h1", f"{study.title}: {study.question}"),
-        element("p", _headline(scores).replace(" %", "\N{NO-BREAK SPACE}%"), class_="lede"),
+        element("p", _kept_together(_headline(scores)), class_="lede"),
+        _found(told),
         element("nav", *links, aria_label="Sections"),
     )
     return document(
@@ -162,14 +166,7 @@ def _ours(cell: Cell | None, mark: str) -> str:
         return DASH
     errors = f", {cell.errors} broke" if cell.errors else ""
     seeds = f" in {len(cell.seeds)} seeds" if len(cell.seeds) > 1 else ""
-    return f"{_number(cell.estimate, cell.column)}{f' {mark}' if mark else ''} (n = {cell.episodes}{seeds}{errors})"
-
-
-def _number(estimate: Estimate, column: Column) -> str:
-    digits = 1 if unit(column) == 100 else 2
-    if not math.isfinite(estimate.low):
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return f"{number(cell.estimate, cell.column)}{f' {mark}' if mark else ''} (n = {cell.episodes}{seeds}{errors})"
 
 
 def _steps_table(scores: StudyScores) -> Table | None:
@@ -195,7 +192,7 @@ def _selection_table(scores: StudyScores) -> Table | None:
             cell.column.name,
             str(cell.selection.tries),
             f"{cell.selection.reported:.2f}",
-            _number(cell.selection.honest, cell.column),
+            number(cell.selection.honest, cell.column),
             f"{cell.selection.bias:+.2f}",
         )
         for cell in scores.cells.values()
@@ -221,16 +218,11 @@ _COMPARED = ("difference", "corrected p", "", "n for 80 % power")
 
 def _compared(pair: RowPair) -> tuple[str, ...]:
     return (
-        _number(_scaled(pair.comparison.difference, pair.column), pair.column),
+        difference(pair),
         tables.p_text(pair.adjusted_p),
         "differ" if pair.differs else "not told apart",
         DASH if pair.needed is None else f"{pair.needed:,}",
     )
-
-
-def _scaled(estimate: Estimate, column: Column) -> Estimate:
-    factor = unit(column)
-    return Estimate(factor * estimate.value, factor * estimate.low, factor * estimate.high)
 
 
 def _headline(scores: StudyScores) -> str:
@@ -246,6 +238,16 @@ def _headline(scores: StudyScores) -> str:
         f"{state}: {done} of {possible} cells are scored. {told} of {len(scores.pairs)} pairs of rows{beside} differ "
         "at a family-wise error of 5 %."
     )
+
+
+def _found(told: Sequence[str]) -> Html | None:
+    if not told:
+        return None
+    return element("ul", *(element("li", _kept_together(sentence)) for sentence in told), class_="findings")
+
+
+def _kept_together(text: str) -> str:
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _main_section(scores: StudyScores, table: Table, notes: Html | None) -> Html:
