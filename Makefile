@@ -54,7 +54,7 @@ study: $(STAMP) ## does training from scratch hurt, does freezing the vision enc
 
 # Of each simulator, what its scripted expert shows, and the name under which that is read.
 shown_calvin = --scenes D --tasks open_drawer,turn_on_led --episodes 80
-shown_libero = --tasks put_the_bowl_on_the_plate --episodes 100
+shown_libero = --tasks put_the_bowl_on_the_plate --episodes 60
 shown_simpler = --tasks carrot,cube --episodes 200
 source = $(if $(filter simpler,$1),bridge,$1)
 # Without EGL another renderer draws; folder, benchmark and study are then called after it. RENDERER_calvin=tiny chooses.
