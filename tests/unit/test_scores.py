@@ -215,16 +215,14 @@ def test_every_unintended_difference_is_told(tmp_path: Path) -> None:
     second = make_trial("tiny-paligemma-2", train=replace(run_folders.TRAIN, learning_rate=3e-4))
     for trial in (first, second):
         write_trial(tmp_path, trial, skill=0.5)
-    found = {
-        d.name: d
-        for d in score(
-            small_study(("a", {"tabletop": first}), ("b", {"tabletop": second})), tmp_path
-        ).differences
-    }
+    study = small_study(("a", {"tabletop": first}), ("b", {"tabletop": second}))
+    found = {d.name: d for d in score(study, tmp_path).differences}
     assert found["policy.backbone"].intended
     assert not found["train.learning_rate"].intended
     assert found["train.learning_rate"].values == {"a": 1e-3, "b": 3e-4}
     assert set(found) == {"policy.backbone", "train.learning_rate"}
+    whole = score(replace(study, about=("policy", "train")), tmp_path).differences
+    assert [d.intended for d in whole] == [True, True]
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -443,9 +443,15 @@ def _differences(
         for key in fields:
             values = {label: facts[key] for label, facts in rows.items() if key in facts}
             if len({str(value) for value in values.values()}) > 1:
-                seed = key == "train.seed" and not name
-                found.append(Unfair(trial=name, name=key, values=values, intended=key in study.about or seed))
+                intended = _is_about(study, key) or (key == "train.seed" and not name)
+                found.append(Unfair(trial=name, name=key, values=values, intended=intended))
     return found
+
+
+def _is_about(study: Study, name: str) -> bool:
+    """Whether a field, or the whole part of the recipe that it is in, is what the table is about."""
+    named = name.removeprefix("run: ")
+    return any(named == about or named.startswith(f"{about}.") for about in study.about)
 
 
 def _facts(trial: Trial, record: TrialRecord | None) -> dict[str, Any]:
