@@ -232,7 +232,7 @@ def _ask(made: Any, options: argparse.Namespace) -> None:
 def _report(made: Any, options: argparse.Namespace) -> None:
     from vlm4vla.reports import asked
     from vlm4vla.reports.ability import ability_tables
-    from vlm4vla.reports.findings import findings
+    from vlm4vla.reports.findings import findings, incomplete
     from vlm4vla.reports.scores import score
     from vlm4vla.reports.study_page import main_table, write_index, write_study_report
     from vlm4vla.studies.mini import OWN_STUDIES
@@ -241,10 +241,16 @@ def _report(made: Any, options: argparse.Namespace) -> None:
     out = options.out / "reports"
     path = write_study_report(made, options.out, out / made.name)
     scores = score(made, options.out)
-    for table in (main_table(scores), *ability_tables(scores)):
-        print(table.text(width=120), end="\n\n")
-    for sentence in findings(scores, asked.read(scores, options.out)[0]):
-        print(textwrap.fill(sentence, 118, initial_indent="- ", subsequent_indent="  "))
+    answered, unreadable = asked.read(scores, options.out)
+    told, lacking = findings(scores, answered), incomplete([*scores.problems, *unreadable])
+    if options.json:
+        print(json.dumps({"report": str(path), "findings": told, "incomplete": lacking}, indent=1))
+    else:
+        for table in (main_table(scores), *ability_tables(scores)):
+            print(table.text(width=120), end="\n\n")
+        for sentence in [*told, *lacking]:
+            print(textwrap.fill(sentence, 118, initial_indent="- ", subsequent_indent="  "))
     studies = [make(options.scale) for make in (*STUDIES.values(), *OWN_STUDIES.values())]
     write_index([*studies, *([made] if made not in studies else [])], options.out, out)
-    print(f"Report: {path}\nAll studies: {out / 'index.html'}")
+    if not options.json:
+        print(f"Report: {path}\nAll studies: {out / 'index.html'}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm4vla.cli_common import positive
 from vlm4vla.core.errors import RecipeError
 from vlm4vla.core.recipes import TaskRecipe, TrainRecipe, TuneRecipe, override, to_json
 
@@ -74,13 +75,17 @@ def tune(options: argparse.Namespace) -> None:
     folder = store.folder(recipe)
     if not options.quiet:
         print(f"{recipe.backbone}: {folder}", file=sys.stderr)
+    # What else is asked is looked for now: a mistake in it costs no training.
+    also = [
+        talk
+        for task in map(task_recipe, options.also_score or ())
+        for talk in chosen(task, questions=options.questions)
+    ]
     result = run_tuning(
         recipe, store, resources=resources, notes={"command": " ".join(["vlm4vla", *sys.argv[1:]])}
     )
     sources = opened(recipe, store, resources)
-    asked = [*(held_out(recipe, sources, questions=options.questions) if recipe.held_out else ())]
-    for task in map(task_recipe, options.also_score or ()):
-        asked += chosen(task, questions=options.questions)
+    asked = [*(held_out(recipe, sources, questions=options.questions) if recipe.held_out else ()), *also]
     asked = [talk for talk in asked if any(exchange.measure != "text" for exchange in talk.exchanges)]
     columns = {
         label: answers_of(
@@ -226,7 +231,7 @@ def _task(made: argparse.ArgumentParser, name: str, text: str, *, required: bool
 
 def _common(made: argparse.ArgumentParser) -> None:
     made.add_argument(
-        "--questions", type=int, default=500, metavar="N", help="scored of every task; default 500"
+        "--questions", type=positive, default=500, metavar="N", help="scored of every task; default 500"
     )
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from run_folders import make_trial, small_study, two_rows, write_trial
 
-from vlm4vla.reports.findings import findings
-from vlm4vla.reports.scores import StudyScores, score
+from vlm4vla.reports.findings import findings, incomplete
+from vlm4vla.reports.scores import NOT_STARTED, StudyScores, score
 from vlm4vla.reports.study_page import write_study_report
 from vlm4vla.studies.study import Study
 
@@ -55,6 +55,26 @@ def test_equal_rows_lead_together(tmp_path: Path) -> None:
     (sentence,) = findings(score(rows_of(tmp_path, 1, 1, 0), tmp_path))
     assert "tiny-qwen3-vl and tiny-qwen2.5-vl are highest, 93.3 [" in sentence
     assert "told apart from 1 of 1 others" in sentence
+
+
+def test_a_changed_record_is_told_wherever_its_score_is(tmp_path: Path) -> None:
+    study = two_rows(tmp_path)
+    scores = score(study, tmp_path)
+    told = incomplete(scores.problems)
+    assert any("episodes broke" in sentence for sentence in told)
+    path = next(tmp_path.glob("trials/*/evaluations/*/episodes.jsonl"))
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text(first[:-20] + "\n" + "".join(rest))
+    write_study_report(study, tmp_path, tmp_path / "report")
+    found = set(incomplete(score(study, tmp_path).problems)) - set(told)
+    assert any("line 1" in sentence for sentence in found)
+    tables = (tmp_path / "report" / "tables.md").read_text()
+    assert all(f"- {sentence}\n" in tables for sentence in found)
+
+
+def test_trials_that_were_not_started_are_counted() -> None:
+    problems = [("a", NOT_STARTED), ("b", "broke"), ("c", NOT_STARTED)]
+    assert incomplete(problems) == ["Incomplete: b: broke", "Incomplete: 2 trials have not been started"]
 
 
 def test_nothing_is_said_of_one_row_or_none(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from vlm4vla.reports.asked import Answered, Success, successes
 from vlm4vla.reports.estimates import CONFIDENCE, Estimate
-from vlm4vla.reports.scores import Cell, RowPair, StudyScores, unit
+from vlm4vla.reports.scores import NOT_STARTED, Cell, RowPair, StudyScores, unit
 from vlm4vla.reports.study_figures import unit_name
 from vlm4vla.reports.tables import p_text
 from vlm4vla.studies.study import Column
@@ -25,6 +25,15 @@ def findings(scores: StudyScores, answered: Sequence[Answered] = ()) -> list[str
     found.append(_within(scores.within))
     found += [_success(success) for success in successes(answered, scores) if success.every]
     return [sentence for sentence in found if sentence]
+
+
+def incomplete(problems: Sequence[tuple[str, str]]) -> list[str]:
+    """What to know before believing it, by row: records that are damaged, changed or missing; a count of what was never
+    started.
+    """
+    waiting = sum(problem == NOT_STARTED for _, problem in problems)
+    told = [f"Incomplete: {row}: {problem}" for row, problem in problems if problem != NOT_STARTED]
+    return [*told, *([f"Incomplete: {waiting} trials have not been started"] if waiting else [])]
 
 
 def number(estimate: Estimate, column: Column) -> str:

@@ -37,6 +37,10 @@ Scores = Mapping[str, float]
 """By episode: 0 or 1, or goals in a row. Episodes that broke are absent."""
 
 
+NOT_STARTED = "has not been started"
+"""The problem of a trial without a folder."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One number of a table."""
@@ -122,7 +126,7 @@ class StudyScores:
     @property
     def problems(self) -> list[tuple[str, str]]:
         """What is incomplete, as (row, sentence)."""
-        found = [(name, "has not been started") for name in self.missing]
+        found = [(name, NOT_STARTED) for name in self.missing]
         for cell in self.cells.values():
             found += [(cell.row, problem) for problem in cell.problems]
         return list(dict.fromkeys(found))

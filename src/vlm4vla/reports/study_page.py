@@ -9,13 +9,13 @@ from pathlib import Path
 
 from vlm4vla.reports import account, asked, sections, tables, videos, why
 from vlm4vla.reports.ability import ability_tables
-from vlm4vla.reports.findings import difference, findings, number
+from vlm4vla.reports.findings import difference, findings, incomplete, number
 from vlm4vla.reports.markup import Html, element, section
 from vlm4vla.reports.overview import overview
 from vlm4vla.reports.page import document, listed_problems
 from vlm4vla.reports.published import separable, separated
 from vlm4vla.reports.results import write_whole
-from vlm4vla.reports.scores import Cell, RowPair, StudyScores, score
+from vlm4vla.reports.scores import NOT_STARTED, Cell, RowPair, StudyScores, score
 from vlm4vla.reports.study_figures import figures_of, unit_name
 from vlm4vla.reports.tables import DASH, Table
 from vlm4vla.studies.study import Study
@@ -32,7 +32,8 @@ def write_study_report(study: Study, runs: Path, out: Path) -> Path:
     answered, unreadable = asked.read(scores, runs)
     shown = [*tables_of(scores), fairness_table(scores), *asked.tables(answered, scores), *why.tables(held)]
     told = findings(scores, answered)
-    listed = ["\n".join(f"- {sentence}" for sentence in told)] if told else []
+    sentences = [*told, *incomplete([*scores.problems, *unreadable, *damaged])]
+    listed = ["\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
     write_whole(out / "tables.md", "\n\n".join([*listed, *(table.markdown() for table in shown)]) + "\n")
     write_whole(out / "tables.tex", "\n\n".join(table.latex() for table in shown) + "\n")
     write_whole(out / "scores.json", json.dumps(_plain(scores), indent=1, ensure_ascii=False) + "\n")
@@ -59,7 +60,7 @@ def write_index(studies: Iterable[Study], runs: Path, out: Path) -> Path:
             drawn.append(element("div", figure.svg(), class_="card scroll"))
         trials = len(study.trials)
         started = trials - len(scores.missing)
-        unfinished = {name for name, problem in scores.problems if problem != "has not been started"}
+        unfinished = {name for name, problem in scores.problems if problem != NOT_STARTED}
         page_there = (out / study.name / "index.html").is_file()
         title = element("a", study.title, href=f"{study.name}/index.html") if page_there else study.title
         if not started:

@@ -91,7 +91,7 @@ class ModulePolicy:
             return function(*arguments)
         except VLAError:
             raise
-        except Exception as error:  # somebody else's code may raise anything
+        except (Exception, SystemExit) as error:  # somebody else's code may raise anything
             frames = traceback.extract_tb(error.__traceback__)
             where = next(
                 (f for f in reversed(frames) if "site-packages" not in f.filename and f.filename != __file__),
